@@ -1,0 +1,41 @@
+"""fastpix2pix: train paired image-to-image translation and run it, fast.
+
+Names are resolved on first use, so that importing the package is cheap and touches no GPU:
+
+    import fastpix2pix as f2p
+    f2p.train("facades", "run", direction="BtoA")
+    g = f2p.load("run")
+    picture = g(label)                  # PIL image, uint8 array or float tensor in, the same kind out
+    f2p.evaluate("run", "facades")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CheckFailed": "errors",
+    "EnvironmentFailed": "errors",
+    "InputError": "errors",
+    "evaluate": "evaluation",
+    "load": "runtime.engine",
+    "train": "training.loop",
+}
+__all__ = [*_HOME, "__version__"]
+
+if TYPE_CHECKING:
+    from .errors import CheckFailed, EnvironmentFailed, InputError
+    from .evaluation import evaluate
+    from .runtime.engine import load
+    from .training.loop import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastpix2pix' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

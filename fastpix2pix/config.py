@@ -1,0 +1,245 @@
+"""Every option, once: a frozen dataclass field and its comment are the option, its default and its help text.
+
+Nothing here imports torch, so that the command line can show its help at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import InputError
+
+Norm = Literal["batch", "instance", "none"]
+NormStats = Literal["image", "running"]
+Noise = Literal["off", "fixed", "random"]
+Direction = Literal["AtoB", "BtoA"]
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+def _check_choices(config: Any) -> None:
+    """Refuse a value outside a field's Literal: dataclasses themselves do not look."""
+    for name, hint in get_type_hints(type(config)).items():
+        choices = [c for a in (hint, *get_args(hint)) for c in get_args(a) if isinstance(c, str)]
+        value = getattr(config, name)
+        if choices and isinstance(value, str) and value not in choices:
+            raise InputError(f"{name} = {value!r}: allowed are {', '.join(dict.fromkeys(choices))}")
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What the generator is. Stored in every model file; enough to build the network again."""
+
+    kind: Literal["unet", "encoder_decoder"] = "unet"  # U-Net with skips, or the paper's ablation without them
+    depth: int = 8  # levels, each halves the image: 7 = unet_128, 8 = unet_256, 9 = unet_512
+    in_channels: int = 3  # channels of the input image
+    out_channels: int = 3  # channels of the output image
+    ngf: int = 64  # feature channels of the first level; doubled per level up to 8 x
+    norm: Norm = "batch"  # normalisation of generator and discriminator
+    dropout: Literal["paper", "junyanz", "none"] = "paper"  # up-blocks with dropout 0.5: 1st-3rd, 2nd-4th, or none
+    up: Literal["transposed", "resize"] = "transposed"  # 4x4 transposed conv, or nearest 2x + 3x3 conv (no checkerboard)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(5 <= self.depth <= 12, f"depth = {self.depth}: allowed are 5 to 12 (8 is unet_256)")
+        for name in ("in_channels", "out_channels", "ngf"):
+            _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
+
+    @property
+    def multiple(self) -> int:
+        """Height and width the network itself takes are multiples of this many pixels."""
+        return 2**self.depth
+
+
+@dataclass(frozen=True)
+class Discriminator:
+    """What the discriminator is: a PatchGAN; n_layers = 0 is the PixelGAN."""
+
+    in_channels: int = 6  # condition and image together; the image alone where the discriminator is unconditional
+    ndf: int = 64  # feature channels of the first layer
+    n_layers: int = 3  # strided layers, 0 to 5; receptive fields 1, 16, 34, 70, 142, 286 pixels
+    norm: Norm = "batch"  # normalisation
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(0 <= self.n_layers <= 5, f"n_layers = {self.n_layers}: allowed are 0 (PixelGAN) to 5")
+        for name in ("in_channels", "ndf"):
+            _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Modes:
+    """How a trained generator normalises and whether its dropout is on (README, "Modes")."""
+
+    norm_stats: NormStats = "image"  # each image's own statistics, or the stored running ones
+    noise: Noise = "off"  # dropout off, one fixed mask for every image, or a new mask per image
+    seed: int = 0  # of the noise
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(self.seed >= 0, f"seed = {self.seed}: must not be negative")
+
+    def __str__(self) -> str:
+        return f"{self.norm_stats}+{self.noise}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pairs, their jitter, and the loader."""
+
+    direction: Direction = "AtoB"  # which half is the input: AtoB = left to right, BtoA = right to left
+    crop_size: int = 256  # side of the training crop, and of validation images, in pixels
+    load_size: int | None = None  # side each half is resized to before the crop, pixels; default 286/256 of crop_size
+    flip: bool = True  # mirror a pair left-right with probability 0.5
+    loader: Literal["auto", "torch", "dali"] = "auto"  # auto: DALI on a CUDA device where installed, else PIL + torch
+    workers: int | None = None  # loading processes (torch) or threads (dali); default: cores - 1, between 1 and 8
+    holdout: int = 0  # pairs taken out of training for validation where the data has no val folder
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(self.crop_size >= 1, f"crop_size = {self.crop_size}: must be at least 1 pixel")
+        _check(
+            self.load >= self.crop_size,
+            f"load_size = {self.load_size}: must be at least crop_size = {self.crop_size} (equal switches the crop off)",
+        )
+        _check(self.workers is None or self.workers >= 0, f"workers = {self.workers}: must not be negative")
+        _check(self.holdout >= 0, f"holdout = {self.holdout}: must not be negative")
+
+    @property
+    def load(self) -> int:
+        """load_size with its default filled in: 286 for a crop of 256."""
+        return round(self.crop_size * 286 / 256) if self.load_size is None else self.load_size
+
+
+@dataclass(frozen=True)
+class Train:
+    """One training run."""
+
+    generator: Generator = field(default_factory=Generator)  # the generator
+    data: Data = field(default_factory=Data)  # the data
+    ndf: int = 64  # feature channels of the discriminator's first layer
+    n_layers: int = 3  # strided layers of the PatchGAN, 0 (PixelGAN) to 5 (ImageGAN); 3 is the 70x70 PatchGAN
+    objective: Literal["l1+cgan", "l1+gan", "cgan", "gan", "l1"] = "l1+cgan"  # the paper's loss and its ablations
+    gan_loss: Literal["bce", "lsgan"] = "bce"  # on the discriminator's logits
+    lambda_l1: float = 100.0  # weight of the L1 loss
+    batch: int = 1  # pairs per step
+    epochs: int = 200  # passes over the data
+    schedule: Literal["linear", "constant"] = "linear"  # linear: the rate falls to zero over the last decay_epochs
+    decay_epochs: int | None = None  # length of the linear decay; default: half of the epochs
+    lr: float = 2e-4  # Adam's learning rate
+    beta1: float = 0.5  # Adam's first moment decay
+    beta2: float = 0.999  # Adam's second moment decay
+    pool: int = 0  # earlier outputs kept to show the discriminator again (image pool); 0 = off
+    ema: float = 0.0  # decay per step of an averaged copy of the generator, which is then the model saved; 0 = off
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a CUDA device that has it, else fp16; CPU fp32
+    device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
+    seed: int = 0  # of weights, dropout, order and jitter
+    deterministic: bool = False  # ask torch for deterministic algorithms (slower on a GPU; the CPU always is)
+    max_steps: int = 0  # stop after this many steps; 0 = no limit
+    max_minutes: float = 0.0  # stop after this much wall time; 0 = no limit
+    log_steps: int = 50  # steps between two lines of metrics
+    validate_epochs: int = 10  # epochs between two validations; the end of the run always has one; 0 = only there
+    checkpoint_minutes: float = 10.0  # wall time between two checkpoints; the end of the run always has one
+    checkpoint_steps: int = 0  # steps between two checkpoints, in addition; 0 = off
+    keep_checkpoints: int = 2  # newest checkpoints kept
+    best_by: Literal["l1", "psnr", "ssim", "match"] = "l1"  # validation metric that chooses best.safetensors and its modes
+    check_data: bool = True  # decode every image before the first step and name the broken ones
+    tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        self.discriminator()
+        for name in ("batch", "epochs", "log_steps", "keep_checkpoints"):
+            _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("lambda_l1", "pool", "seed", "max_steps", "max_minutes", "validate_epochs", "checkpoint_steps"):
+            _check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}: must not be negative")
+        for name in ("lr", "checkpoint_minutes"):
+            _check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
+        for name in ("beta1", "beta2", "ema"):
+            _check(0 <= getattr(self, name) < 1, f"{name} = {getattr(self, name)}: must be in [0, 1)")
+        _check(
+            0 <= self.decay <= self.epochs,
+            f"decay_epochs = {self.decay_epochs}: must be between 0 and epochs = {self.epochs}",
+        )
+        _check(
+            self.data.crop_size % self.generator.multiple == 0,
+            f"crop_size = {self.data.crop_size}: a generator of depth {self.generator.depth} trains on multiples of "
+            f"{self.generator.multiple} pixels; change crop_size or depth",
+        )
+
+    @property
+    def decay(self) -> int:
+        """decay_epochs with its default filled in."""
+        if self.schedule == "constant":
+            return 0
+        return self.epochs // 2 if self.decay_epochs is None else self.decay_epochs
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the discriminator sees the input image beside the output."""
+        return self.objective.endswith("cgan")
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether there is a discriminator at all."""
+        return self.objective != "l1"
+
+    def discriminator(self) -> Discriminator:
+        """The discriminator that goes with the generator and the objective."""
+        seen = self.generator.out_channels + (self.generator.in_channels if self.conditional else 0)
+        return Discriminator(seen, self.ndf, self.n_layers, self.generator.norm)
+
+
+@dataclass(frozen=True)
+class Infer:
+    """Translate images."""
+
+    norm_stats: NormStats | None = None  # image or running statistics; default: the model's record, else image
+    noise: Noise | None = None  # dropout off, fixed or random; default: the model's record, else off
+    seed: int = 0  # of the noise
+    backend: Literal["auto", "torch"] = "auto"  # what runs the generator
+    device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
+    batch: int = 1  # images of equal size translated together
+    direction: Direction | None = None  # the sources are A|B pairs: take the left (AtoB) or right (BtoA) half as input
+    side_by_side: bool = False  # write input | output into one picture
+    suffix: str = "png"  # file type in a folder sink: png, jpg, webp, bmp, tiff
+    overwrite: bool = False  # replace outputs that exist
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(self.batch >= 1, f"batch = {self.batch}: must be at least 1")
+        _check(self.seed >= 0, f"seed = {self.seed}: must not be negative")
+
+
+def train_config(**options: Any) -> Train:
+    """A Train from flat option names: `train_config(direction="BtoA", ngf=16, epochs=10)`.
+
+    The names are the fields of Train, Generator and Data; an unknown one raises InputError with the nearest known.
+    """
+    parts: dict[type, dict[str, Any]] = {Train: {}, Generator: {}, Data: {}}
+    owner = {f.name: part for part in parts for f in dataclasses.fields(part) if f.name not in ("generator", "data")}
+    for name, value in options.items():
+        if name not in owner:
+            near = difflib.get_close_matches(name, owner, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(sorted(owner))}"
+            raise InputError(f"unknown option {name}{hint}")
+        parts[owner[name]][name] = value
+    return Train(generator=Generator(**parts[Generator]), data=Data(**parts[Data]), **parts[Train])
+
+
+def from_record(kind: type, record: dict[str, Any]) -> Any:
+    """A config dataclass from its JSON form (dataclasses.asdict); unknown fields are refused by name."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(record) - known):
+        raise InputError(f"unknown {kind.__name__} fields {', '.join(unknown)}: written by a newer version?")
+    values = dict(record)
+    for name, part in (("generator", Generator), ("data", Data)):
+        if isinstance(values.get(name), dict):
+            values[name] = from_record(part, values[name])
+    return kind(**values)

@@ -1,0 +1,66 @@
+"""What a person sees while something runs: stderr only, a bar on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+_LINE_EVERY = 15.0  # seconds between two plain lines
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """`with Progress("train", total) as p: p.update(done, "12 img/s")`; `total` 0 is not known yet; `quiet` shows nothing."""
+
+    def __init__(self, title: str, total: int = 0, *, quiet: bool = False) -> None:
+        self.title, self.total, self.quiet = title, total, quiet
+        self._shown = 0.0
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self._task = self._bar.add_task(title, total=total or None, note="")
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show that `done` of the total are finished."""
+        if self._bar:
+            fields = {"note": note} if note else {}
+            self._bar.update(self._task, completed=done, **fields)
+        elif not self.quiet and (time.monotonic() - self._shown > _LINE_EVERY or (done == self.total and self.total)):
+            self._shown = time.monotonic()
+            self.say(f"{self.title}: {done}" + (f"/{self.total}" if self.total else "") + (f"  {note}" if note else ""))
+
+    def count(self, done: int, total: int) -> None:
+        """`update` for callbacks that know the total."""
+        self.total = total
+        if self._bar:
+            self._bar.update(self._task, total=total)
+        self.update(done)
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self.quiet:
+            return
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            say(text)

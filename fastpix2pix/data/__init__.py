@@ -1,0 +1,1 @@
+"""Pairs of images: finding, checking, jittering and loading them."""

@@ -1,0 +1,206 @@
+"""The same batches through nvidia.dali: order and jitter come from jitter.py, decoding and resizing are DALI's.
+
+Decoding equals Pillow's on the CPU backend; the cubic resize differs from Pillow's by rounding (a mean of about 0.2 of
+255, tests/data/test_dali.py). On a GPU, nvJPEG decodes, which may differ by a few levels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..config import Data
+from ..errors import EnvironmentFailed, InputError
+from . import jitter
+from .images import MAX_PIXELS, orientation
+from .loader import Batch, chunks, nchw, slices, workers_of
+from .pairs import Pair, first_ten, read_pair
+
+PREFETCH = 2  # chunks DALI works on ahead
+
+
+def _refusal(path: Path, side_by_side: bool) -> str | None:
+    """Why DALI would not read a file as Pillow does, from its header."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(25)
+            with Image.open(file, formats=("JPEG", "PNG")) as image:
+                turned = Image.Exif()
+                turned.load(image.info.get("exif") or b"")
+                upright = orientation(image)
+    except Exception:  # of any type, as in open_image; the torch loader names what is wrong with the file
+        return "not a readable JPEG or PNG"
+    if image.format not in ("JPEG", "PNG"):
+        return f"{image.format} files"
+    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+        return f"{image.mode} images with transparency" if "transparency" in image.info else f"{image.mode} images"
+    if image.format == "PNG" and head[24] != 8:
+        return f"PNG of {head[24]} bits"
+    if turned.get(0x0112, 1) != upright:
+        return "orientation outside EXIF"
+    if image.width * image.height > MAX_PIXELS:
+        return "over the pixel limit"
+    if side_by_side and (image.height if upright >= 5 else image.width) % 2:
+        return "A|B of odd width"
+    return None
+
+
+@lru_cache(maxsize=4)  # the headers are read once per data set
+def _file_reasons(pairs: tuple[Pair, ...]) -> tuple[str, ...]:
+    refused: dict[str, list[str]] = {}
+    for pair in pairs:
+        for path in (pair.a, pair.b):
+            if path is not None and (reason := _refusal(path, pair.b is None)):
+                refused.setdefault(reason, []).append(path.name)
+    return tuple(f"{reason} ({first_ten(names)})" for reason, names in refused.items())
+
+
+def not_supported_reasons(pairs: Sequence[Pair], in_channels: int, out_channels: int) -> list[str]:
+    """Every reason why DALI cannot load these pairs; empty where it can. Opens each file's header once.
+
+    DALI takes 8-bit JPEG and PNG, gray or RGB, for 3 + 3 channels, either A|B files or A and B files.
+    """
+    reasons = []
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError as error:
+        reasons.append(f"nvidia.dali cannot be imported ({error}); pip install nvidia-dali-cuda130, or -cuda120")
+    if (in_channels, out_channels) != (3, 3):
+        reasons.append(f"{in_channels} + {out_channels} channels, it takes 3 + 3")
+    if len({pair.b is None for pair in pairs}) > 1:
+        reasons.append("A|B files mixed with separate A and B files")
+    return reasons + list(_file_reasons(tuple(pairs)))
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def _feed(
+    pairs: Sequence[Pair], data: Data, seed: int, ranges: list[tuple[int, int]], pool: ThreadPoolExecutor
+) -> Iterator[tuple[Any, ...]]:
+    """Per chunk what DALI is fed: the files' bytes (a list of A, and one of B), crop starts [n, 2], flips [n].
+
+    The next chunk's files are read while the present one is worked on.
+    """
+    ahead: tuple[Any, ...] | None = None
+    for lo_hi in (*ranges, None):
+        ready = ahead
+        if lo_hi is not None:
+            items = [jitter.item(seed, p, len(pairs)) for p in range(*lo_hi)]
+            drawn = [jitter.draw(seed, epoch, i, data.load, data.crop_size, data.flip) for epoch, i in items]
+            files = [[pairs[i].a for _, i in items]]
+            if pairs[0].b is not None:
+                files.append([b for _, i in items if (b := pairs[i].b) is not None])
+            starts = np.array([(d.y, d.x) for d in drawn], np.int32)
+            flips = np.array([d.flip for d in drawn], np.int32)
+            ahead = (*(pool.map(_read, paths) for paths in files), starts, flips)
+        if ready is not None:
+            yield (*(list(contents) for contents in ready[:-2]), *ready[-2:])
+
+
+def _pipeline(feed: Iterator[tuple[Any, ...]], files: int, data: Data, most: int, device: torch.device) -> Any:
+    """Bytes to [crop, crop, 6], input then target: one crop and one flip serve both images of a pair."""
+    from nvidia.dali import Pipeline, fn
+    from nvidia.dali.types import DALIImageType, DALIInterpType
+
+    gpu = device.type == "cuda"
+    pipe = Pipeline(
+        batch_size=most,
+        num_threads=max(workers_of(data), 1),
+        device_id=device.index if gpu else None,
+        prefetch_queue_depth=PREFETCH,
+    )
+    with pipe:
+        *encoded, starts, flips = fn.external_source(source=feed, num_outputs=files + 2, batch=True)
+        images: list[Any] = [
+            fn.decoders.image(
+                e, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB, jpeg_fancy_upsampling=True
+            )  # adjusts the EXIF orientation by default; Pillow, too, upsamples chroma smoothly
+            for e in encoded
+        ]
+        if files == 1:
+            images = [fn.slice(images[0], rel_start=[at], rel_shape=[0.5], axes=[1]) for at in (0.0, 0.5)]
+        if data.direction == "BtoA":
+            images.reverse()
+        images = [
+            fn.resize(x, size=[data.load] * 2, interp_type=DALIInterpType.INTERP_CUBIC, antialias=True) for x in images
+        ]
+        both = fn.slice(fn.cat(*images, axis=2), start=starts, shape=[data.crop_size] * 2, axes=[0, 1])
+        pipe.set_outputs(fn.flip(both, horizontal=flips))
+    return pipe
+
+
+def _diagnose(error: RuntimeError, pairs: Sequence[Pair], positions: range, seed: int) -> Exception:
+    """The InputError that Pillow has for one of the pairs in work, else what DALI said."""
+    for p in positions:
+        try:
+            read_pair(pairs[jitter.item(seed, p, len(pairs))[1]], "AtoB", 3, 3)
+        except InputError as broken:
+            return broken
+    return EnvironmentFailed(f"DALI failed, use loader = 'torch': {' '.join(str(error).split())[-400:]}")
+
+
+def training_batches(
+    pairs: Sequence[Pair],
+    data: Data,
+    *,
+    in_channels: int,
+    out_channels: int,
+    batch: int,
+    seed: int,
+    start: int,
+    stop: int,
+    device: torch.device | str,
+) -> Generator[Batch, None, None]:
+    """loader.training_batches through DALI: its CPU backend on a CPU, "mixed" (decoding on the GPU) on a GPU.
+
+    On a GPU, the batches are torch's own memory, written on the stream that is current when a chunk is asked for.
+    DALI's output is bound to that stream and kept until the copy out of it has run. EnvironmentFailed where DALI
+    cannot load the pairs.
+    """
+    if reasons := not_supported_reasons(pairs, in_channels, out_channels):
+        raise EnvironmentFailed(f"DALI cannot load these pairs: {'; '.join(reasons)}")
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    ranges = list(chunks(start, stop, batch))
+    if not ranges:
+        return
+    in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
+    pool = ThreadPoolExecutor(max(workers_of(data), 1))
+    try:
+        feed = _feed(pairs, data, seed, ranges, pool)
+        most = max(hi - lo for lo, hi in ranges)
+        pipe = _pipeline(feed, 1 if pairs[0].b is None else 2, data, most, device)
+        for k, (lo, _) in enumerate(ranges):
+            stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+            try:
+                (out,) = pipe.run(stream)
+            except RuntimeError as error:
+                last = ranges[min(k + PREFETCH, len(ranges) - 1)][1]
+                raise _diagnose(error, pairs, range(lo, last), seed) from None
+            seen = torch.from_dlpack(out.as_tensor())  # [n, crop, crop, 6], DALI's memory
+            chunk = Batch(*(nchw(part.contiguous()) for part in seen.split((in_channels, out_channels), dim=3)))
+            if stream is not None:
+                in_use.append((seen, stream.record_event()))
+                if len(in_use) > PREFETCH:  # so old that waiting for it costs nothing, and bounds the memory
+                    in_use[0][1].synchronize()
+                    in_use.popleft()
+            del out, seen
+            yield from slices(chunk, batch)
+    finally:
+        for _, copied in in_use:
+            copied.synchronize()
+        pool.shutdown(cancel_futures=True)

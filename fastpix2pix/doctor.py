@@ -1,0 +1,89 @@
+"""What is installed, what is usable, what "auto" means here, and what to do about the rest."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from . import __version__
+from .device import resolve_device, resolve_precision
+
+# module, what it is for, what to do where it is missing
+_OPTIONAL = (
+    ("nvidia.dali", "GPU image decoding (loader = dali)", "pip install 'fastpix2pix[cuda13]' (or cuda12)"),
+    ("torch.utils.tensorboard", "TensorBoard events of a run", "pip install tensorboard"),
+    ("matplotlib", "loss curves of a run", "pip install matplotlib"),
+    ("torchmetrics", "PSNR and SSIM", "pip install torchmetrics"),
+)
+
+
+def examine() -> dict[str, Any]:
+    """{"versions": ..., "devices": [...], "auto": {...}, "parts": [{"name", "for", "usable", "todo"}, ...]}, JSON-ready."""
+    device = resolve_device("auto")
+    parts = [_part(*row) for row in _OPTIONAL]
+    dali = parts[0]["usable"]
+    return {
+        "versions": {
+            "fastpix2pix": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda of torch": torch.version.cuda,
+            **{name: _version(name) for name in ("numpy", "pillow", "safetensors", "tyro")},
+        },
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "devices": _devices(),
+        "auto": {
+            "device": str(device),
+            "precision": resolve_precision("auto", device),
+            "loader": "dali" if device.type == "cuda" and dali else "torch",
+            "backend": "torch",
+        },
+        "parts": parts,
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The findings of `examine` for a person."""
+    text = [f"{name:14} {number or 'none'}" for name, number in found["versions"].items()]
+    text.append(f"{'cores':14} {found['cores']}")
+    text += [f"{'GPU ' + str(i):14} {d['name']}, {d['memory_gib']:.0f} GiB, sm_{d['capability']}"
+             for i, d in enumerate(found["devices"])]  # fmt: skip
+    if not found["devices"]:
+        cuda = found["versions"]["cuda of torch"]
+        todo = "check the driver with nvidia-smi" if cuda else "for a GPU, install a CUDA build of torch"
+        text.append(f"{'GPU':14} none usable; {todo}")
+    text += [f"auto {name:9} {choice}" for name, choice in found["auto"].items()]
+    for part in found["parts"]:
+        text.append(f"{part['name']:14} {'ok' if part['usable'] else 'missing: ' + part['todo']} ({part['for']})")
+    return text
+
+
+def _devices() -> list[dict[str, Any]]:
+    found = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        card = torch.cuda.get_device_properties(i)
+        capability = f"{card.major}{card.minor}"
+        found.append({"name": card.name, "memory_gib": card.total_memory / 2**30, "capability": capability})
+    return found
+
+
+def _part(module: str, purpose: str, todo: str) -> dict[str, Any]:
+    try:
+        importlib.import_module(module)
+        problem = ""
+    except Exception as error:  # a broken installation raises anything, and saying so is what this is for
+        problem = "" if isinstance(error, ModuleNotFoundError) else f" (it is there but fails: {error})"
+        return {"name": module.split(".")[-1], "for": purpose, "usable": False, "todo": todo + problem}
+    return {"name": module.split(".")[-1], "for": purpose, "usable": True, "todo": ""}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,215 @@
+"""How good a generator is on pairs: L1, PSNR, SSIM and match@1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import Direction, Modes
+from .data.images import to_unit
+from .data.loader import Batch, validation_batches
+from .data.pairs import find_pairs
+from .device import resolve_device
+from .errors import InputError
+from .model.weights import load_generator
+from .runtime.engine import resolve_modes
+
+if TYPE_CHECKING:
+    from .model import Unet
+
+_HALF_WINDOW = 5  # of SSIM's Gaussian, pixels
+THUMBNAIL = 32  # side of the pictures that match@1 compares
+_LUMA = (0.299, 0.587, 0.114)  # BT.601
+_CONSTANT = 1e-6  # norm of a thumbnail's deviations below which the picture counts as constant
+_TIE = 1e-9  # correlations closer than this are equal: two targets of the same picture
+
+
+@dataclass(frozen=True)
+class ImageMetrics:
+    """One output against its target."""
+
+    name: str
+    l1: float  # mean |y - G(x)|, range 1
+    psnr: float  # dB; inf for equal pictures
+    ssim: float
+    match: bool  # no other target correlates better
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over images (`match`: a share), and the rows they are the means of."""
+
+    l1: float
+    psnr: float
+    ssim: float
+    match: float
+    images: int
+    modes: Modes
+    per_image: tuple[ImageMetrics, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; an infinite PSNR is None."""
+        return _finite(asdict(self))
+
+
+def evaluate(
+    model: str | Path,  # run folder, .safetensors or junyanz .pth
+    data: str | Path,  # as for training: A|B folder, or folder with A/ and B/
+    *,
+    split: str = "val",
+    direction: Direction | None = None,  # AtoB or BtoA; default: the model's record, else AtoB
+    modes: Modes | None = None,  # default: the model's record, else image statistics, noise off
+    device: str = "auto",  # auto, cpu, cuda, cuda:1
+    batch: int = 1,  # images per forward pass; the result does not depend on it
+    size: int | None = None,  # side the whole image is resized to, pixels; default: the model's record, else 256
+    progress: Callable[[int, int], None] | None = None,  # called with (images done, images in all)
+) -> Evaluation:
+    """L1, PSNR, SSIM and match@1 of a model's outputs in fp32, whole images resized to size x size.
+
+    Pictures are compared as floats on [0, 1] (x/2 + 1/2 of the generator's output, not rounded), each on its own; every
+    figure is the mean over images.
+
+    - l1: mean |y - G(x)| over channels and pixels.
+    - psnr: 10 log10(1 / mean (y - G(x))^2) in dB (torchmetrics, data_range 1).
+    - ssim: Gaussian window of 11 pixels, sigma 1.5, k1 0.01, k2 0.03, mean over channels and the pixels whose window
+      lies inside the picture (Wang et al. 2004; torchmetrics' map, data_range 1).
+    - match: see match_at_1; chance is 1 / images.
+
+    For scale: the mean training photo of facades, given as the answer to all 100 validation pairs (BtoA, 256x256), has
+    L1 0.178, PSNR 13.41, SSIM 0.261, match@1 0.01.
+
+    Raises InputError for a bad model, data folder, direction, size or pair of modes.
+    """
+    if batch < 1:
+        raise InputError(f"batch = {batch}: must be at least 1")
+    if direction not in (None, "AtoB", "BtoA"):
+        raise InputError(f"direction = {direction!r}: allowed are AtoB and BtoA")
+    where = resolve_device(device)
+    net, record = load_generator(model)
+    config = net.config
+    size = size if size is not None else record.get("size") or 256
+    if size < 1 or size % config.multiple:
+        raise InputError(
+            f"size = {size}: this model (depth {config.depth}) takes multiples of {config.multiple} pixels"
+        )
+    if modes is None:
+        modes, _ = resolve_modes(record)
+    used: Direction = direction or record.get("direction") or "AtoB"
+    pairs = find_pairs(data, split)
+    batches = validation_batches(pairs, used, config.in_channels, config.out_channels, size, batch, where)
+    net.to(where)
+
+    def seen() -> Iterable[Batch]:
+        done = 0
+        for one in batches:
+            yield one
+            done += len(one.input)
+            if progress:
+                progress(done, len(pairs))
+
+    return evaluate_network(net, seen, modes, where, [pair.name for pair in pairs])
+
+
+def evaluate_network(
+    net: Unet,
+    batches: Iterable[Batch] | Callable[[], Iterable[Batch]],  # .input and .target uint8 [N, C, H, W]; read once
+    modes: Modes,
+    device: torch.device,  # where the network is
+    names: Sequence[str] | None = None,  # of the images, in order; default "0", "1", ...
+) -> Evaluation:
+    """The figures of `evaluate` for a network in memory, without a trace in it.
+
+    Runs in eval mode and puts every module's training flag back; no gradients, no use of the global random numbers.
+    Computes in the network's own precision: call it under torch.autocast for another. Raises InputError for no images.
+    """
+    training = [(module, module.training) for module in net.modules()]
+    net.eval()
+    rows: list[tuple[float, ...]] = []
+    thumbnails: list[tuple[Tensor, Tensor]] = []
+    try:
+        for batch in batches() if callable(batches) else batches:
+            with torch.no_grad():
+                output = net(to_unit(batch.input.to(device)), modes, first=len(rows)).float() / 2 + 0.5
+                target = to_unit(batch.target.to(device)) / 2 + 0.5
+                thumbnails.append((_thumbnails(output), _thumbnails(target)))
+                rows.extend(zip(*(column.tolist() for column in image_metrics(output, target)), strict=True))
+    finally:
+        for module, was in training:
+            module.training = was
+    if not rows:
+        raise InputError("no validation images: nothing to evaluate")
+    outputs, targets = (torch.cat(column) for column in zip(*thumbnails, strict=True))
+    match = _match(outputs, targets).tolist()
+    labels = [str(i) for i in range(len(rows))] if names is None else names
+    per_image = tuple(
+        ImageMetrics(name, l1, psnr, ssim, own) for name, (l1, psnr, ssim), own in zip(labels, rows, match, strict=True)
+    )
+    l1, psnr, ssim, share = (
+        math.fsum(getattr(row, name) for row in per_image) / len(per_image) for name in ("l1", "psnr", "ssim", "match")
+    )
+    return Evaluation(l1, psnr, ssim, share, len(per_image), modes, per_image)
+
+
+def image_metrics(
+    output: Tensor,  # [N, C, H, W] float in [0, 1], H and W >= 11
+    target: Tensor,  # [N, C, H, W] float in [0, 1]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L1, PSNR in dB and SSIM of every image: three [N]. See `evaluate` for the definitions."""
+    # Imported here because torchmetrics takes seconds, and training needs it late.
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    l1 = (output - target).abs().mean(dim=(1, 2, 3))
+    psnr = peak_signal_noise_ratio(output, target, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    # The mean over the map, because whether torchmetrics' own mean has the padded border in it differs by version.
+    _, ssim = structural_similarity_index_measure(output, target, data_range=1.0, return_full_image=True)
+    return l1, psnr, ssim[..., _HALF_WINDOW:-_HALF_WINDOW, _HALF_WINDOW:-_HALF_WINDOW].mean(dim=(1, 2, 3))
+
+
+def match_at_1(
+    outputs: Tensor,  # [N, C, H, W] float, any range
+    targets: Tensor,  # [N, C, H, W] float
+) -> Tensor:  # [N] bool
+    """Whether the best-correlated among all targets is the output's own.
+
+    Compared are 32x32 thumbnails (area-averaged luminance: BT.601 of 3 channels, else the mean of the channels) by
+    Pearson's correlation. A constant picture correlates 0 with everything; a match needs a positive correlation with
+    the own target; targets that are the same picture share the first place. The share of matches is match@1.
+    """
+    return _match(_thumbnails(outputs), _thumbnails(targets))
+
+
+def _thumbnails(
+    pictures: Tensor,  # [N, C, H, W] float
+) -> Tensor:  # [N, 1024] float64 on the CPU: zero mean and norm 1, or all zero for a constant picture
+    wide = pictures.double()
+    channels = wide.shape[1]
+    weight = wide.new_tensor(_LUMA if channels == 3 else [1 / channels] * channels)
+    luma = (wide * weight[:, None, None]).sum(1, keepdim=True)
+    flat = F.interpolate(luma, size=(THUMBNAIL, THUMBNAIL), mode="area").flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    norm = flat.norm(dim=1, keepdim=True)
+    return torch.where(norm > _CONSTANT, flat / norm.clamp_min(_CONSTANT), 0.0).cpu()
+
+
+def _match(
+    outputs: Tensor,  # [N, 1024] thumbnails
+    targets: Tensor,  # [N, 1024] thumbnails
+) -> Tensor:  # [N] bool
+    correlation = outputs @ targets.T
+    own = correlation.diagonal()
+    return (own > _TIE) & (own >= correlation.amax(dim=1) - _TIE)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Run trained generators on images."""

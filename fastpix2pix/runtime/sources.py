@@ -1,0 +1,121 @@
+"""What is translated and where it goes: sources listed, the sink checked, every refusal made before any work."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Infer
+from ..data.images import IMAGE_SUFFIXES
+from ..errors import EnvironmentFailed, InputError
+
+_NAMED = 5  # files named in an error before "and N more"
+_WRITABLE = IMAGE_SUFFIXES - {".gif"}  # what write_image writes
+_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
+_WRITABLE_SUFFIXES = ", ".join(sorted(_WRITABLE))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One source image and the file it becomes."""
+
+    source: Path
+    output: Path
+
+
+def plan(sources: str | Path | Sequence[str | Path], sink: str | Path, options: Infer) -> list[Job]:
+    """The images to translate and where each goes, every refusal made; touches no file."""
+    images: list[Path] = []
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        try:
+            images += list_images(source)
+        except OSError as error:
+            raise InputError(f"{source}: cannot be listed: {error.strerror or error}") from error
+    if not images:
+        raise InputError("no sources: give image files, folders or patterns")
+    if is_file_sink(sink):
+        if len(images) > 1:
+            raise InputError(f"{len(images)} source images and the file {sink} as sink: several need a folder as sink")
+        jobs = [Job(images[0], Path(sink))]
+    else:
+        suffix = "." + options.suffix.lower().removeprefix(".")
+        if suffix not in _WRITABLE:
+            raise InputError(f"suffix = {options.suffix!r}: allowed are {_WRITABLE_SUFFIXES}")
+        jobs = [Job(image, Path(sink) / (image.stem + suffix)) for image in images]
+    _check_outputs(jobs, options.overwrite)
+    _check_writable(jobs[0].output.parent)
+    return jobs
+
+
+def list_images(source: str | Path) -> list[Path]:
+    """The images of one source, sorted by name: a file itself, a folder's (flat), a pattern's ("**" is any depth)."""
+    path, text = Path(source), str(source)
+    if path.is_file():
+        if not _is_image(path):
+            raise InputError(f"{text}: not an image file; allowed are {_SUFFIXES}")
+        return [path]
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.is_file() and _is_image(p) and not p.name.startswith("."))
+        if not found:
+            raise InputError(
+                f"{text}: no images in this folder ({_SUFFIXES}); for those in folders below use {text}/**"
+            )
+        return found
+    if not glob.has_magic(text):
+        raise InputError(f"{text}: no such file or folder")
+    found = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if p.is_file() and _is_image(p))
+    if not found:
+        raise InputError(f"{text}: the pattern matches no image ({_SUFFIXES})")
+    return found
+
+
+def is_file_sink(sink: str | Path) -> bool:
+    """Whether a sink is one image file rather than a folder; refuses what is neither."""
+    path, text = Path(sink), str(sink)
+    if path.is_dir() or text.endswith(("/", os.sep)):
+        return False
+    if path.suffix.lower() in _WRITABLE:
+        return True
+    if path.exists():
+        raise InputError(f"sink {text}: exists and is neither a folder nor an image file ({_WRITABLE_SUFFIXES})")
+    if path.suffix:
+        raise InputError(
+            f"sink {text}: images are written as {_WRITABLE_SUFFIXES}, not {path.suffix}; for a folder of this name "
+            f"write {text}/"
+        )
+    return False
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _check_outputs(jobs: Sequence[Job], overwrite: bool) -> None:
+    sources = {job.source.resolve() for job in jobs}
+    writer: dict[Path, Path] = {}
+    for job in jobs:
+        output = job.output.resolve()
+        if output in sources:
+            raise InputError(f"{job.output}: is a source itself; choose another sink")
+        if output in writer:
+            raise InputError(f"{writer[output]} and {job.source} would both become {job.output}; translate them apart")
+        writer[output] = job.source
+    folders = [job.output for job in jobs if job.output.is_dir()]
+    if folders:
+        raise InputError(f"{folders[0]}: is a folder where an output would go; choose another sink")
+    existing = [str(job.output) for job in jobs if job.output.exists()]
+    if existing and not overwrite:
+        more = f" and {len(existing) - _NAMED} more" if len(existing) > _NAMED else ""
+        raise InputError(f"outputs exist: {', '.join(existing[:_NAMED])}{more}; use overwrite or another sink")
+
+
+def _check_writable(folder: Path) -> None:
+    """The folder, or the nearest one above it that exists and in which it will be made."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise InputError(f"sink {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EnvironmentFailed(f"sink {folder}: no permission to write in {there}; choose another sink")

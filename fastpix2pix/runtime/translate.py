@@ -1,0 +1,140 @@
+"""Translate image files: read ahead, translate, write behind."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..config import Infer
+from ..data.images import as_array, read_image, write_image
+from ..data.pairs import Pair, read_pair
+from ..errors import InputError
+from ..files import environment_failed
+from .sources import Job, plan
+from .translator import Translator
+
+Picture = NDArray[np.uint8]  # [H, W, C]
+A = TypeVar("A")
+B = TypeVar("B")
+
+_THREADS = 2  # that read ahead and write behind
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What translate_files did; fewer outputs than sources where it was stopped."""
+
+    count: int  # images translated and written
+    seconds: float  # wall time, files included
+    outputs: tuple[Path, ...]  # in the order of the sources
+
+
+def translate_files(
+    translator: Translator,
+    sources: Sequence[str | Path],  # image files, folders of images, glob patterns ("**" is any depth), mixed
+    sink: str | Path,  # image file (of exactly one source image), or folder (made if missing)
+    options: Infer,  # batch, direction, side_by_side, suffix, overwrite
+    progress: Callable[[int, int], None] | None = None,  # called with (images written, images in all)
+    stop: Callable[[], bool] | None = None,  # asked before every batch; True ends with what is written
+) -> Summary:
+    """Translate every source image into `sink`; a folder gets `<stem>.<suffix>`.
+
+    Folders are read flat, in the order of names; what is no image in a folder or among a pattern's matches is left out.
+    `options.batch` images in a row are translated together where their sizes are equal. Outputs are complete or absent.
+
+    Raises InputError for missing or broken images, none at all, two outputs of one name, outputs that exist (without
+    overwrite) or are a source themselves; EnvironmentFailed for a sink that cannot be written. All but broken images
+    are found before the first translation; a broken image is named, and those before it are written.
+    """
+    _check_channels(translator)
+    jobs = plan(sources, sink, options)
+    channels = translator.engine.in_channels
+    start, outputs = time.perf_counter(), []
+
+    def read(job: Job) -> Picture:
+        if options.direction is None:
+            return read_image(job.source, channels)
+        return read_pair(Pair(job.source.stem, job.source, None), options.direction, channels, channels)[0]
+
+    def write(done: tuple[Job, Picture, Picture]) -> Path:
+        job, picture, output = done
+        if options.side_by_side:
+            output = np.concatenate([_with_channels(picture, output.shape[-1]), output], axis=1)
+        _make_folder(job.output.parent)  # only now, so that bad input leaves no empty folder
+        write_image(job.output, output)
+        return job.output
+
+    def translated() -> Iterator[tuple[Job, Picture, Picture]]:
+        pictures = zip(jobs, _ahead(pool, read, jobs, options.batch), strict=True)
+        for group in _equal_sized(pictures, options.batch):
+            if stop and stop():
+                return
+            batch = translator(np.stack([picture for _, picture in group]))
+            yield from ((job, picture, output) for (job, picture), output in zip(group, batch, strict=True))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for path in _ahead(pool, write, translated(), options.batch):
+            outputs.append(path)
+            if progress:
+                progress(len(outputs), len(jobs))
+    return Summary(len(outputs), time.perf_counter() - start, tuple(outputs))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise environment_failed(folder, error) from error
+
+
+def _check_channels(translator: Translator) -> None:
+    channels = translator.engine.in_channels, translator.engine.out_channels
+    if not set(channels) <= {1, 3, 4}:
+        raise InputError(f"the model has {channels[0]} and {channels[1]} channels; image files have 1, 3 or 4")
+
+
+def _with_channels(picture: Picture, channels: int) -> Picture:
+    """The picture as a file of it would be read with that many channels."""
+    if picture.shape[-1] == channels:
+        return picture
+    return as_array(Image.fromarray(picture[:, :, 0] if picture.shape[-1] == 1 else picture), channels)
+
+
+def _equal_sized(pictures: Iterable[tuple[Job, Picture]], most: int) -> Iterator[list[tuple[Job, Picture]]]:
+    """Up to `most` pictures in a row, all of one size."""
+    group: list[tuple[Job, Picture]] = []
+    try:
+        for job, picture in pictures:
+            if group and group[0][1].shape != picture.shape:
+                yield group
+                group = []
+            group.append((job, picture))
+            if len(group) == most:
+                yield group
+                group = []
+    except InputError:  # a broken image: those before it are translated all the same
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], depth: int) -> Iterator[B]:
+    """map(function, items) in order, with up to `depth` + 1 calls running or waiting in the pool."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,146 @@
+"""Checkpoints: everything a bit-exact resume needs, in safetensors and JSON, complete or absent.
+
+RUN/checkpoints/<step>/
+    generator.safetensors       the model (the average where there is one), loadable by every command
+    discriminator.safetensors
+    training.safetensors        Adam's moments, random states, image pool, raw generator beside an average
+    training.json               counters, loss scale, best validation so far
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..files import written_aside
+from ..model import PatchGAN, Unet
+from ..model.weights import load_network, load_state, save_network
+from .step import State
+
+FORMAT = 1
+
+
+def save(folder: Path, state: State, counters: dict[str, Any], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write `folder` = checkpoints/<step>. `counters` is JSON, `tensors` the loop's own; `record` goes into the model file."""
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        save_network(aside / "generator.safetensors", state.model, **record)
+        if state.discriminator is not None:
+            save_network(aside / "discriminator.safetensors", state.discriminator, step=record["step"])
+        everything = {**_state_tensors(state), **{f"loop/{name}": t for name, t in tensors.items()}}
+        contiguous = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in everything.items()}
+        (aside / "training.safetensors").write_bytes(serialise(contiguous))
+        meta = {"format": FORMAT, "counters": counters, "scaler": state.scaler.state_dict(), "pool": len(state.pool.images)}
+        (aside / "training.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        for file in aside.iterdir():
+            _sync(file)
+        _retire(folder)
+
+
+def restore(folder: Path, state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Load a checkpoint into `state`, in place; returns the loop's counters and tensors."""
+    try:
+        meta = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "training.safetensors")
+        if meta["format"] != FORMAT:
+            raise InputError(f"{folder}: checkpoint format {meta['format']}, this version reads {FORMAT}")
+        _load_network(folder / "generator.safetensors", "generator", state.model)
+        if state.discriminator is not None:
+            _load_network(folder / "discriminator.safetensors", "discriminator", state.discriminator)
+        _restore_tensors(state, tensors, meta, folder)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        older = "remove this folder to go on from the one before it"
+        raise InputError(f"{folder}: incomplete or damaged checkpoint ({error}); {older}") from error
+    return meta["counters"], {name.removeprefix("loop/"): t for name, t in tensors.items() if name.startswith("loop/")}
+
+
+def newest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder, or None."""
+    found = all_checkpoints(run)
+    return found[-1] if found else None
+
+
+def all_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of a run folder, oldest first."""
+    folder = run / "checkpoints"
+    found = [p for p in folder.iterdir() if re.fullmatch(r"\d+", p.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name))
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints."""
+    for old in all_checkpoints(run)[:-keep]:
+        _retire(old)
+
+
+def _state_tensors(state: State) -> dict[str, Tensor]:
+    tensors = {"rng/cpu": torch.get_rng_state()}
+    device = next(state.generator.parameters()).device
+    if device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+    for name, adam, net in _optimisers(state):
+        for key, parameter in net.named_parameters():
+            tensors |= {f"{name}/{key}/{moment}": t for moment, t in adam.state[parameter].items()}
+    if state.average is not None:
+        tensors |= {f"generator/{key}": t for key, t in state.generator.state_dict().items()}
+    tensors |= {f"pool/{i}": image for i, image in enumerate(state.pool.images)}
+    return tensors
+
+
+def _restore_tensors(state: State, tensors: dict[str, Tensor], meta: dict[str, Any], folder: Path) -> None:
+    device = next(state.generator.parameters()).device
+    torch.set_rng_state(tensors["rng/cpu"])
+    if device.type == "cuda" and "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+    for name, adam, net in _optimisers(state):
+        for key, parameter in net.named_parameters():
+            # moments take the parameter's own layout: the fused Adam walks all of them in storage order
+            moments = {m: torch.empty_like(parameter).copy_(tensors[f"{name}/{key}/{m}"]) for m in ("exp_avg", "exp_avg_sq")}
+            adam.state[parameter] = {"step": tensors[f"{name}/{key}/step"].to(device), **moments}
+    if state.average is not None:
+        raw = {k.removeprefix("generator/"): t for k, t in tensors.items() if k.startswith("generator/")}
+        load_state(state.generator, raw, str(folder / "training.safetensors"))
+    state.scaler.load_state_dict(meta["scaler"])
+    state.pool.images = [tensors[f"pool/{i}"].to(device) for i in range(meta["pool"])]
+
+
+def _load_network(path: Path, network: Literal["generator", "discriminator"], into: Unet | PatchGAN) -> None:
+    saved, _ = load_network(path, network)
+    load_state(into, saved.state_dict(), str(path))
+
+
+def _optimisers(state: State) -> list[tuple[str, torch.optim.Adam, nn.Module]]:
+    found: list[tuple[str, torch.optim.Adam, nn.Module]] = [("adam_g", state.adam_g, state.generator)]
+    if state.adam_d is not None and state.discriminator is not None:
+        found.append(("adam_d", state.adam_d, state.discriminator))
+    return found
+
+
+def _retire(folder: Path) -> None:
+    """Delete a checkpoint if it is there; renamed first, so that an interruption leaves no half of one under a number."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

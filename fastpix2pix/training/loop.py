@@ -1,0 +1,259 @@
+"""The training run: batches in, steps, metrics, validation, checkpoints; exact resume."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Modes, Train, train_config
+from ..console import Progress
+from ..data.check import check_files
+from ..data.images import to_unit
+from ..data.loader import Batch, choose_loader, training_batches
+from ..data.pairs import Pair, find_pairs, hold_out, splits
+from ..device import resolve_device
+from ..errors import EnvironmentFailed, InputError
+from ..files import make_folder
+from ..interrupt import Interrupt
+from ..model.weights import save_network
+from . import checkpoint, record, report, schedule
+from .clock import Clock
+from .step import LOSSES, State, build_state, train_step
+from .validation import Validation, best_modes, better
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a training run ended."""
+
+    run: Path
+    step: int
+    epochs: int  # whole passes over the data
+    stopped: str  # "done", "time" or the signal's name
+    validation: dict[str, dict[str, float]] | None  # last table by modes
+    best: dict[str, Any] | None  # {"metric", "value", "modes", "step"}
+    seconds: float
+
+
+def train(data: str | Path, out: str | Path, *, resume: bool = False, quiet: bool = False, **options: Any) -> Result:
+    """Train on the pairs in `data` and leave a run folder `out`; `options` are the fields of Train, Generator and Data.
+
+    With `resume`, continues the run in `out` with its recorded options; options given replace the recorded ones.
+    Raises InputError for bad data or options, EnvironmentFailed for device and disk.
+    """
+    base = record.recorded_config(Path(out)) if resume else train_config()
+    return run(record.replace_options(base, options), data, out, resume=resume, quiet=quiet)
+
+
+def run(config: Train, data: str | Path, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Result:
+    """`train` with a finished Train."""
+    return _Run(config, Path(data), Path(out), resume, quiet).go()
+
+
+class _Run:
+    def __init__(self, config: Train, data: Path, out: Path, resume: bool, quiet: bool) -> None:
+        self.config, self.out, self.quiet = config, out, quiet
+        self.device = resolve_device(config.device)
+        self.pairs, held_out = training_pairs(config, data)
+        self.record = record.make_record(config, data, self.pairs)
+        if resume:
+            self.notes = record.check_same_run(out, self.record)
+        else:
+            record.check_new(out)
+            self.notes = []
+        channels = config.generator.in_channels, config.generator.out_channels
+        loader, reason = choose_loader(config.data, self.pairs, self.device, *channels)
+        self.notes.append(f"loader: {loader} ({reason})")
+        if config.check_data:
+            with Progress("check", quiet=quiet) as progress:
+                check_files([*self.pairs, *held_out], progress=progress.count)
+        torch.use_deterministic_algorithms(config.deterministic)
+        torch.backends.cudnn.benchmark = not config.deterministic
+
+        self.state: State = build_state(config, self.device)
+        self.validation = Validation(held_out, config.data, self.state.model, self.device) if held_out else None
+        self.step = 0
+        self.table: dict[str, dict[str, float]] | None = None  # last validation, by modes
+        self.best: dict[str, Any] | None = None
+        self.sums = torch.zeros(len(LOSSES), device=self.device)  # of the losses since the last line of metrics
+        self.summed = 0  # steps in them
+        if resume:
+            self._restore()
+        self.total = schedule.total_steps(config, len(self.pairs))
+
+    def go(self) -> Result:
+        make_folder(self.out)
+        record.write_record(self.out, self.record)
+        began = time.monotonic()
+        self.metrics = report.Metrics(self.out, self.step, self.config.tensorboard)
+        try:
+            with Interrupt() as stop, Progress("train", self.total, quiet=self.quiet) as self.progress:
+                for line in self._opening():
+                    self.progress.say(line)
+                stopped = self._loop(stop, began)
+        finally:
+            self.metrics.close()
+        return Result(self.out, self.step, self.epochs, stopped, self.table, self.best, time.monotonic() - began)
+
+    @property
+    def epochs(self) -> int:
+        """Whole passes over the data so far."""
+        return schedule.epochs_done(self.step, self.config.batch, len(self.pairs))
+
+    def _loop(self, stop: Interrupt, began: float) -> str:
+        config, clock = self.config, Clock()
+        saved = validated = self.step  # the steps at which the state was last written and measured
+        last_save = began
+        stopped = "done"
+        with closing(self._batches()) as batches:
+            while self.step < self.total:
+                with clock.loading():
+                    batch = next(batches)
+                before = self.epochs
+                self._train(batch, before)
+                if self.step % config.log_steps == 0 or self.step == self.total:
+                    self._log(clock)
+                with clock.away():
+                    every = config.validate_epochs
+                    if every and self.epochs > before and self.epochs % every == 0:
+                        self._validate()
+                        validated = self.step
+                    due = config.checkpoint_steps and self.step % config.checkpoint_steps == 0
+                    if due or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
+                        self._save()
+                        saved, last_save = self.step, time.monotonic()
+                if stop.signal is not None:
+                    stopped = stop.signal.name
+                    break
+                if config.max_minutes and time.monotonic() - began > 60 * config.max_minutes:
+                    stopped = "time"
+                    break
+        if validated != self.step and stopped in ("done", "time"):
+            self._validate()
+            saved = -1  # the record of the modes belongs into the checkpoint
+        if saved != self.step:
+            self._save()
+        self._pages()
+        return stopped
+
+    def _batches(self) -> Iterator[Batch]:
+        config = self.config
+        return training_batches(
+            self.pairs,
+            config.data,
+            in_channels=config.generator.in_channels,
+            out_channels=config.generator.out_channels,
+            batch=config.batch,
+            seed=config.seed,
+            start=self.step,
+            stop=self.total,
+            device=self.device,
+        )
+
+    def _train(self, batch: Batch, epochs: int) -> None:
+        lr = schedule.rate(self.config, epochs)
+        self.sums += train_step(self.state, to_unit(batch.input), to_unit(batch.target), self.step, lr)
+        self.summed += 1
+        self.step += 1
+
+    def _log(self, clock: Clock) -> None:
+        """The only place in the loop that waits for the device: one read of the losses' sums."""
+        values = dict(zip(LOSSES, (self.sums / self.summed).tolist(), strict=True))
+        self._require_finite(list(values.values()))
+        if not self.config.adversarial:
+            values = {"g_l1": values["g_l1"]}
+        lap = clock.lap()
+        speed = {
+            "img_per_s": lap.steps * self.config.batch / lap.seconds,
+            "load_ms": 1e3 * lap.loading / lap.steps,
+            "step_ms": 1e3 * (lap.seconds - lap.loading) / lap.steps,
+        }
+        lr = self.state.adam_g.param_groups[0]["lr"]
+        self.metrics.write(self.step, {"epoch": self.epochs, "lr": lr, "loss": values, "speed": speed})
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        timing = "{img_per_s:.1f} img/s (load {load_ms:.1f} ms, step {step_ms:.1f} ms)".format(**speed)
+        self.progress.update(self.step, f"epoch {self.epochs + 1}  {losses}  {timing}")
+        self.sums.zero_()
+        self.summed = 0
+
+    def _validate(self) -> None:
+        if self.validation is None:
+            return
+        net, metric = self.state.model, self.config.best_by
+        self.table = self.validation.table(net)
+        chosen, value = best_modes(self.table, metric)
+        net.modes = chosen
+        if better(value, self.best["value"] if self.best else None, metric):
+            self.best = {"metric": metric, "value": value, "modes": str(chosen), "step": self.step}
+            save_network(self.out / "best.safetensors", net, **self._model_record())
+        self.metrics.write(self.step, {"epoch": self.epochs, "validation": self.table, "best": self.best})
+        sheet = self.validation.samples(net, chosen)
+        report.save_samples(self.out, self.step, sheet)
+        self.metrics.picture(self.step, sheet)
+        self._pages()
+        row = "  ".join(f"{name} {number:.4f}" for name, number in self.table[str(chosen)].items())
+        self.progress.say(f"validation after epoch {self.epochs}, {chosen}: {row}")
+
+    def _save(self) -> None:
+        self._require_finite(self.sums.tolist())
+        counters = {"step": self.step, "best": self.best, "table": self.table, "summed": self.summed}
+        folder = self.out / "checkpoints" / f"{self.step:08d}"
+        checkpoint.save(folder, self.state, counters, {"sums": self.sums}, self._model_record())
+        checkpoint.prune(self.out, self.config.keep_checkpoints)
+
+    def _restore(self) -> None:
+        start = checkpoint.newest(self.out)
+        if start is None:
+            raise InputError(f"{self.out} has no complete checkpoint to resume from; start again with another --out")
+        counters, tensors = checkpoint.restore(start, self.state)
+        self.step, self.best, self.table = counters["step"], counters["best"], counters["table"]
+        self.summed = counters["summed"]
+        self.sums.copy_(tensors["sums"])
+
+    def _model_record(self) -> dict[str, Any]:
+        found = {"direction": self.config.data.direction, "size": self.config.data.crop_size, "step": self.step}
+        if self.table is not None:
+            modes: Modes = self.state.model.modes
+            found["modes"] = {"norm_stats": modes.norm_stats, "noise": modes.noise}
+        return found
+
+    def _require_finite(self, losses: list[float]) -> None:
+        if not all(map(math.isfinite, losses)):
+            raise EnvironmentFailed(
+                f"the losses are not finite at step {self.step}; lower lr or use precision bf16 or fp32, and resume from the "
+                f"last checkpoint in {self.out}"
+            )
+
+    def _pages(self) -> None:
+        records = report.read_metrics(self.out / "metrics.jsonl")
+        report.save_curves(self.out, records)
+        report.save_page(self.out, self.record["train"] | {"data": self.record["data"]}, records)
+
+    def _opening(self) -> list[str]:
+        held_out = len(self.validation.pairs) if self.validation else 0
+        lines = [
+            f"{len(self.pairs)} training and {held_out} validation pairs; steps {self.step} to {self.total} on {self.device}, "
+            f"{self.state.precision}",
+            *self.notes,
+            *(f"warning: {w}" for w in schedule.warnings(self.config, len(self.pairs))),
+        ]
+        if self.validation is None:
+            lines.append("no val folder and holdout = 0: no validation, so no best.safetensors and no recorded modes")
+        return lines
+
+
+def training_pairs(config: Train, data: Path) -> tuple[Sequence[Pair], Sequence[Pair]]:
+    """(training pairs, validation pairs) of a data folder; without a val folder, `holdout` pairs are set aside."""
+    pairs = find_pairs(data, "train")
+    if "val" in splits(data):
+        return pairs, find_pairs(data, "val")
+    if config.data.holdout:
+        return hold_out(pairs, config.data.holdout, config.seed)
+    return pairs, []

@@ -1,0 +1,223 @@
+"""Whole runs: what they leave, exact resume, kill -9, Ctrl-C, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.model.weights import load_generator
+from fastpix2pix.training import checkpoint
+from fastpix2pix.training.loop import train
+from fastpix2pix.training.report import read_metrics
+
+
+def tensors_of(run) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint."""
+    folder = checkpoint.newest(run)
+    return {f"{f.name}/{k}": t for f in sorted(folder.glob("*.safetensors")) for k, t in load_file(f).items()}
+
+
+def assert_equal(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    assert a
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+def test_run_leaves_everything_a_person_looks_for(tmp_path, pairs, small):
+    small["tensorboard"] = True
+    result = train(pairs, tmp_path / "run", **small, epochs=4, validate_epochs=2, quiet=True)
+    run = tmp_path / "run"
+    assert (result.step, result.epochs, result.stopped) == (10, 4, "done")
+    assert set(result.validation) == {"image+off", "running+off", "image+random", "running+random"}
+    assert checkpoint.newest(run).name == "00000010"
+    assert {"config.json", "metrics.jsonl", "best.safetensors", "index.html", "curves.png"} <= {p.name for p in run.iterdir()}
+    assert any(p.name.startswith("events") for p in run.iterdir())
+    assert [p.name for p in sorted((run / "samples").iterdir())] == ["00000005.png", "00000010.png"]
+    net, record = load_generator(run)
+    assert str(net.modes) == result.best["modes"]
+    assert record["modes"] == dict(zip(("norm_stats", "noise"), result.best["modes"].split("+"), strict=True))
+    assert (record["direction"], record["size"], record["step"]) == ("AtoB", 32, result.best["step"])
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [r["step"] for r in lines if "loss" in r] == [3, 6, 9, 10]
+    assert all(r["speed"]["img_per_s"] > 0 and r["speed"]["load_ms"] >= 0 for r in lines if "loss" in r)
+
+
+def test_best_is_the_best_and_not_the_last(tmp_path, pairs, small):
+    result = train(pairs, tmp_path / "run", **small, epochs=6, validate_epochs=1, lr=0.05, quiet=True)
+    checks = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "validation" in r]
+    lowest = min((row["l1"], r["step"]) for r in checks for row in r["validation"].values())
+    assert (result.best["value"], result.best["step"]) == lowest
+    assert load_generator(tmp_path / "run")[1]["step"] == lowest[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool": 2, "ema": 0.9},
+        {"precision": "bf16"},
+        {"precision": "fp16", "objective": "l1+gan"},
+        {"objective": "l1", "batch": 4},  # 5 pairs: batches straddle epochs
+        {"norm": "instance", "gan_loss": "lsgan"},
+        {"workers": 2},
+    ],
+)
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, pairs, small, options):
+    small |= {"epochs": 5, "quiet": True, "keep_checkpoints": 1} | options
+    train(pairs, tmp_path / "whole", **small)
+    train(pairs, tmp_path / "parts", **small, max_steps=2)
+    train(pairs, tmp_path / "parts", resume=True, quiet=True, max_steps=5)
+    train(pairs, tmp_path / "parts", resume=True, quiet=True, max_steps=0)
+    assert_equal(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "parts"))
+    losses = [{r["step"]: r["loss"] for r in read_metrics(tmp_path / run / "metrics.jsonl") if "loss" in r} for run in ("whole", "parts")]  # fmt: skip
+    assert {s: losses[1][s] for s in losses[0] if s not in (3, 6)} == {s: v for s, v in losses[0].items() if s not in (3, 6)}
+
+
+def start(pairs, run, small: dict, *options: str) -> subprocess.Popen:
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in small.items() if k != "tensorboard"]
+    command = [sys.executable, "-m", "fastpix2pix.cli", "train", str(pairs), "--out", str(run), *flags, "--no-tensorboard", *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_killed_with_sigkill_and_resumed_equals_uninterrupted(tmp_path, pairs, small):
+    run = tmp_path / "killed"
+    train(pairs, tmp_path / "whole", **small, epochs=60, quiet=True, checkpoint_steps=7, validate_epochs=20)
+    process = start(pairs, run, small, "--epochs=60", "--checkpoint-steps=7", "--validate-epochs=20")
+    wait_for(lambda: checkpoint.newest(run) is not None, process)
+    process.kill()
+    process.wait()
+    assert int(checkpoint.newest(run).name) < 150
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99')  # as a kill in the middle of a write leaves it
+    result = train(pairs, run, resume=True, quiet=True)
+    assert result.step == 150
+    assert_equal(tensors_of(tmp_path / "whole"), tensors_of(run))
+    best = [load_file(tmp_path / name / "best.safetensors") for name in ("whole", "killed")]
+    assert_equal(*best)
+    steps = [r["step"] for r in read_metrics(run / "metrics.jsonl")]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_leaves_a_complete_checkpoint(tmp_path, pairs, small, number, code):
+    run = tmp_path / "run"
+    process = start(pairs, run, small | {"workers": 1}, "--epochs=100000")
+    wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0, process)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert number.name in err
+    step = int(checkpoint.newest(run).name)
+    assert train(pairs, run, resume=True, quiet=True, max_steps=step + 2).step == step + 2
+
+
+def test_time_limit_ends_with_validation_and_checkpoint(tmp_path, pairs, small):
+    result = train(pairs, tmp_path / "run", **small, epochs=100000, max_minutes=0.02, quiet=True)
+    assert result.stopped == "time"
+    assert result.validation
+    assert int(checkpoint.newest(tmp_path / "run").name) == result.step
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, pairs, small):
+    first = train(pairs, tmp_path / "run", **small, epochs=2, quiet=True)
+    before = (tmp_path / "run" / "best.safetensors").stat().st_mtime_ns
+    again = train(pairs, tmp_path / "run", resume=True, quiet=True)
+    assert (again.step, again.best, again.validation) == (first.step, first.best, first.validation)
+    assert (tmp_path / "run" / "best.safetensors").stat().st_mtime_ns == before
+
+
+def test_without_validation_pairs_the_newest_checkpoint_is_the_model(tmp_path, pairs, small):
+    result = train(pairs / "train", tmp_path / "run", **small, epochs=1, quiet=True)
+    assert result.validation is None
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert "modes" not in load_generator(tmp_path / "run")[1]
+
+
+def test_holdout_takes_pairs_out_of_training(tmp_path, pairs, small):
+    train(pairs / "train", tmp_path / "run", **small, epochs=1, holdout=2, quiet=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["pairs"] == 3
+
+
+def test_refuses_an_existing_run_and_leaves_it_alone(tmp_path, pairs, small):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="--resume"):
+        train(pairs, tmp_path, **small, quiet=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_broken_image_is_named_before_anything_is_written(tmp_path, pairs, small):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in (pairs / "train").iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    (data / "3.png").write_bytes((data / "3.png").read_bytes()[:100])
+    with pytest.raises(InputError, match=r"3\.png"):
+        train(data, tmp_path / "run", **small, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"ngf": 8}, r"ngf \(was 4, now 8\)"),
+        ({"batch": 1, "seed": 5}, r"batch \(was 2, now 1\), seed"),
+        ({"epoch": 5}, "did you mean epochs"),
+    ],
+)
+def test_resume_refuses_what_would_be_another_run(tmp_path, pairs, small, change, match):
+    train(pairs, tmp_path / "run", **small, epochs=1, quiet=True)
+    with pytest.raises(InputError, match=match):
+        train(pairs, tmp_path / "run", resume=True, quiet=True, **change)
+
+
+def test_resume_refuses_other_pairs_and_other_folders(tmp_path, pairs, small):
+    train(pairs, tmp_path / "run", **small, epochs=1, quiet=True)
+    with pytest.raises(InputError, match="the 3 pairs there are not the 5"):
+        train(pairs / "val", tmp_path / "run", resume=True, quiet=True)
+    with pytest.raises(InputError, match=r"no config\.json"):
+        train(pairs, tmp_path / "elsewhere", resume=True, quiet=True)
+
+
+def test_exploding_run_stops_and_keeps_no_broken_weights(tmp_path, pairs, small):
+    with pytest.raises(EnvironmentFailed, match="not finite"):
+        train(pairs, tmp_path / "run", **small, epochs=50, lr=1e30, quiet=True)
+    newest = checkpoint.newest(tmp_path / "run")
+    assert newest is None
+
+
+def test_file_in_the_way_of_the_run_folder_is_named(tmp_path, pairs, small):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is in the way"):
+        train(pairs, tmp_path / "file" / "run", **small, quiet=True)
+
+
+def test_training_follows_the_real_pairs(tmp_path, facades, small):
+    """Real files, a few small epochs: L1 falls from what grey gives."""
+    small |= {"crop_size": 64, "depth": 6, "ngf": 8, "ndf": 8, "batch": 1, "log_steps": 5}
+    data = tmp_path / "facades"
+    data.mkdir()
+    for split, count in (("train", 40), ("val", 4)):
+        (data / split).mkdir()
+        for path in sorted((facades / split).iterdir())[:count]:
+            (data / split / path.name).symlink_to(path)
+    result = train(data, tmp_path / "run", **small, direction="BtoA", epochs=4, quiet=True)
+    l1 = [r["loss"]["g_l1"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    assert sum(l1[-8:]) / 8 < 0.9 * l1[0]
+    assert result.validation["image+off"]["l1"] < 0.3
