@@ -25,10 +25,12 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from .errors import CheckFailed, EnvironmentFailed, InputError
-    from .evaluation import evaluate
-    from .runtime.engine import load
-    from .training.loop import train
+    from .errors import CheckFailed as CheckFailed
+    from .errors import EnvironmentFailed as EnvironmentFailed
+    from .errors import InputError as InputError
+    from .evaluation import evaluate as evaluate
+    from .runtime.engine import load as load
+    from .training.loop import train as train
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,8 @@ from .errors import EnvironmentFailed, Fastpix2pixError, InputError
 from .files import write_text
 
 _Model = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors file or junyanz .pth")]
-_Pairs = Annotated[Positional[Path], arg(metavar="DATA", help="folder of A|B files, or with A/ and B/; train/ and val/ below")]
+_PAIRS = "folder of A|B files, or with A/ and B/; train/ and val/ below or above them"
+_Pairs = Annotated[Positional[Path], arg(metavar="DATA", help=_PAIRS)]
 _JsonFile = Annotated[str | None, arg(metavar="FILE")]
 
 
@@ -40,7 +41,7 @@ class TrainCommand:
             show_table("modes", result.validation)
         if result.best:
             say(f"best: {self.out / 'best.safetensors'} (step {result.best['step']}, modes {result.best['modes']})")
-        how = {"done": "finished", "time": "stopped by --max-minutes"}.get(result.stopped, f"stopped by {result.stopped}")
+        how = {"done": "finished", "time": "stopped by --max-minutes"}.get(result.stopped, result.stopped)
         say(f"{how} at step {result.step} after {result.seconds:.0f} s; look at {self.out / 'index.html'}")
         return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 0)
 
@@ -62,13 +63,25 @@ class EvalCommand:
     json: _JsonFile = None  # file for the figures with one row per image; - is stdout
 
     def __call__(self) -> int:
+        from .console import Progress
         from .evaluation import evaluate
 
-        modes = {"norm_stats": self.norm_stats, "noise": self.noise, "seed": self.seed}
-        options = {"split": self.split, "direction": self.direction, "size": self.size, "batch": self.batch}
-        found = evaluate(self.model, self.data, **options, **modes, device=self.device)
+        with Progress("eval") as progress:
+            found = evaluate(
+                self.model,
+                self.data,
+                split=self.split,
+                direction=self.direction,
+                norm_stats=self.norm_stats,
+                noise=self.noise,
+                seed=self.seed,
+                device=self.device,
+                batch=self.batch,
+                size=self.size,
+                progress=progress.count,
+            )
         row = {"images": found.images, "l1": found.l1, "psnr": found.psnr, "ssim": found.ssim, "match": found.match}
-        show_table("modes", {f"{found.modes.norm_stats}+{found.modes.noise}": row})
+        show_table("modes", {str(found.modes): row})
         write_json(self.json, found.as_dict())
         return 0
 
@@ -91,10 +104,10 @@ class InferCommand:
         from .runtime.translate import translate_files
 
         if len(self.paths) < 2:
-            raise InputError("infer takes MODEL SOURCE... SINK: at least one source and, last, a file or folder for the result")
+            raise InputError("infer takes MODEL SOURCE... SINK: at least one source and, last, a file or folder")
         o = self.translation
         g = load(self.model, o.backend, norm_stats=o.norm_stats, noise=o.noise, seed=o.seed, device=o.device)
-        say(f"modes: {g.modes.norm_stats}+{g.modes.noise} ({g.modes_source})")
+        say(f"modes: {', '.join(f'{name} {getattr(g.modes, name)} ({why})' for name, why in g.modes_source.items())}")
         with Interrupt() as stop, Progress("infer") as progress:
             summary = translate_files(g, list(self.paths[:-1]), self.paths[-1], o, progress.count, stop)
         say(f"{summary.count} images in {summary.seconds:.1f} s -> {self.paths[-1]}")
@@ -170,8 +183,15 @@ class DataDemoCommand:
         from .data.synthetic import write_demo_set
 
         with Progress("paint") as progress:
-            sizes = {"train": self.train, "val": self.val, "size": self.size, "seed": self.seed}
-            write_demo_set(self.out, **sizes, overwrite=self.overwrite, progress=progress.count)
+            write_demo_set(
+                self.out,
+                train=self.train,
+                val=self.val,
+                size=self.size,
+                seed=self.seed,
+                overwrite=self.overwrite,
+                progress=progress.count,
+            )
         say(f"{self.train} + {self.val} pairs -> {self.out}")
         return 0
 
@@ -232,7 +252,8 @@ Command = (
     | Annotated[DataCommands, subcommand("data")]
     | Annotated[DoctorCommand, subcommand("doctor")]
 )
-_DESCRIPTION = "Train paired image-to-image translation (pix2pix) and run it. --debug anywhere shows the traceback of an error."
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+_DESCRIPTION = "Train paired image-to-image translation (pix2pix) and run it. --debug shows the traceback of an error."
 
 
 def parse(argv: list[str]) -> Any:
@@ -240,7 +261,7 @@ def parse(argv: list[str]) -> Any:
 
     def cli(**default: Any) -> Any:
         config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
-        return tyro.cli(Command, args=argv, prog="fastpix2pix", description=_DESCRIPTION, config=config, **default)  # type: ignore[call-overload]
+        return tyro.cli(Command, args=argv, prog="fastpix2pix", description=_DESCRIPTION, config=config, **default)
 
     command = cli()
     if isinstance(command, TrainCommand) and command.resume:
@@ -271,10 +292,11 @@ def _as_expected(error: BaseException) -> Fastpix2pixError | None:
     """The error as one of the expected failures, or None for a bug."""
     if isinstance(error, Fastpix2pixError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return EnvironmentFailed(f"{error.filename or 'disk'}: {error.strerror}")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        return EnvironmentFailed(f"out of memory ({str(error).splitlines()[0] or 'allocation failed'}); lower batch, size or ngf")
+    text = (str(error).splitlines() or ["allocation failed"])[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return EnvironmentFailed(f"out of memory ({text}); lower batch, size or ngf")
     return None
 
 

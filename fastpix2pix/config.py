@@ -43,7 +43,7 @@ class Generator:
     ngf: int = 64  # feature channels of the first level; doubled per level up to 8 x
     norm: Norm = "batch"  # normalisation of generator and discriminator
     dropout: Literal["paper", "junyanz", "none"] = "paper"  # up-blocks with dropout 0.5: 1st-3rd, 2nd-4th, or none
-    up: Literal["transposed", "resize"] = "transposed"  # 4x4 transposed conv, or nearest 2x + 3x3 conv (no checkerboard)
+    up: Literal["transposed", "resize"] = "transposed"  # 4x4 transposed conv, or nearest 2x and 3x3 conv
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -106,7 +106,7 @@ class Data:
         _check(self.crop_size >= 1, f"crop_size = {self.crop_size}: must be at least 1 pixel")
         _check(
             self.load >= self.crop_size,
-            f"load_size = {self.load_size}: must be at least crop_size = {self.crop_size} (equal switches the crop off)",
+            f"load_size = {self.load_size}: must be at least crop_size = {self.crop_size} (equal: no random crop)",
         )
         _check(self.workers is None or self.workers >= 0, f"workers = {self.workers}: must not be negative")
         _check(self.holdout >= 0, f"holdout = {self.holdout}: must not be negative")
@@ -137,7 +137,7 @@ class Train:
     beta2: float = 0.999  # Adam's second moment decay
     pool: int = 0  # earlier outputs kept to show the discriminator again (image pool); 0 = off
     ema: float = 0.0  # decay per step of an averaged copy of the generator, which is then the model saved; 0 = off
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a CUDA device that has it, else fp16; CPU fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
     seed: int = 0  # of weights, dropout, order and jitter
     deterministic: bool = False  # ask torch for deterministic algorithms (slower on a GPU; the CPU always is)
@@ -148,7 +148,7 @@ class Train:
     checkpoint_minutes: float = 10.0  # wall time between two checkpoints; the end of the run always has one
     checkpoint_steps: int = 0  # steps between two checkpoints, in addition; 0 = off
     keep_checkpoints: int = 2  # newest checkpoints kept
-    best_by: Literal["l1", "psnr", "ssim", "match"] = "l1"  # validation metric that chooses best.safetensors and its modes
+    best_by: Literal["l1", "psnr", "ssim", "match"] = "l1"  # validation metric that chooses the best model
     check_data: bool = True  # decode every image before the first step and name the broken ones
     tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
 

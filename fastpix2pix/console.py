@@ -15,7 +15,7 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """`with Progress("train", total) as p: p.update(done, "12 img/s")`; `total` 0 is not known yet; `quiet` shows nothing."""
+    """`with Progress("train", total) as p: p.update(done, "12 img/s")`; a total of 0 is not known yet."""
 
     def __init__(self, title: str, total: int = 0, *, quiet: bool = False) -> None:
         self.title, self.total, self.quiet = title, total, quiet
@@ -43,8 +43,9 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` of the total are finished."""
         if self._bar:
-            fields = {"note": note} if note else {}
-            self._bar.update(self._task, completed=done, **fields)
+            self._bar.update(self._task, completed=done)
+            if note:
+                self._bar.update(self._task, note=note)
         elif not self.quiet and (time.monotonic() - self._shown > _LINE_EVERY or (done == self.total and self.total)):
             self._shown = time.monotonic()
             self.say(f"{self.title}: {done}" + (f"/{self.total}" if self.total else "") + (f"  {note}" if note else ""))

@@ -23,7 +23,7 @@ _OPTIONAL = (
 
 
 def examine() -> dict[str, Any]:
-    """{"versions": ..., "devices": [...], "auto": {...}, "parts": [{"name", "for", "usable", "todo"}, ...]}, JSON-ready."""
+    """{"versions", "cores", "devices", "auto", "parts": [{"name", "for", "usable", "todo"}, ...]}, JSON-ready."""
     device = resolve_device("auto")
     parts = [_part(*row) for row in _OPTIONAL]
     dali = parts[0]["usable"]

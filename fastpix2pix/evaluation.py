@@ -65,7 +65,9 @@ def evaluate(
     *,
     split: str = "val",
     direction: Direction | None = None,  # AtoB or BtoA; default: the model's record, else AtoB
-    modes: Modes | None = None,  # default: the model's record, else image statistics, noise off
+    norm_stats: str | None = None,  # image or running; default: the model's record, else image
+    noise: str | None = None,  # off, fixed or random; default: the model's record, else off
+    seed: int = 0,  # of the noise
     device: str = "auto",  # auto, cpu, cuda, cuda:1
     batch: int = 1,  # images per forward pass; the result does not depend on it
     size: int | None = None,  # side the whole image is resized to, pixels; default: the model's record, else 256
@@ -99,8 +101,7 @@ def evaluate(
         raise InputError(
             f"size = {size}: this model (depth {config.depth}) takes multiples of {config.multiple} pixels"
         )
-    if modes is None:
-        modes, _ = resolve_modes(record)
+    modes, _ = resolve_modes(record, norm_stats, noise, seed)
     used: Direction = direction or record.get("direction") or "AtoB"
     pairs = find_pairs(data, split)
     batches = validation_batches(pairs, used, config.in_channels, config.out_channels, size, batch, where)

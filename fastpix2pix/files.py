@@ -14,7 +14,7 @@ from .errors import EnvironmentFailed, InputError
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling of `path` (a file or folder to be made by the caller) and renames it to `path` at the end.
+    """Yields a temporary sibling of `path` for the caller to make, a file or folder, and renames it at the end.
 
     On any error the sibling is removed and `path` is as before; a failing disk becomes EnvironmentFailed.
     """
@@ -50,7 +50,7 @@ def make_folder(path: Path) -> None:
 def environment_failed(path: Path, error: OSError) -> EnvironmentFailed:
     """A disk error in one line, with what to do."""
     what = error.strerror or str(error)
-    todo = {errno.ENOSPC: "free some space", errno.EACCES: "check its permissions", errno.EROFS: "choose another folder"}
+    todo = {errno.ENOSPC: "free some space", errno.EACCES: "check its permissions", errno.EROFS: "write elsewhere"}
     return EnvironmentFailed(f"cannot write {path}: {what}; {todo.get(error.errno or 0, 'check the disk')}")
 
 

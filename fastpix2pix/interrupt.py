@@ -9,9 +9,10 @@ from typing import Any
 
 
 class Interrupt:
-    """`with Interrupt() as stop: ... if stop(): finish`. The first signal sets the flag, a second one raises KeyboardInterrupt.
+    """`with Interrupt() as stop: ... if stop(): finish`.
 
-    Outside the main thread Python allows no handlers: there it never fires.
+    The first signal sets the flag, a second raises KeyboardInterrupt. Outside the main thread, where Python allows no
+    handlers, it never fires.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -12,7 +12,7 @@ REQUIRE_GPU = os.environ.get("FASTPIX2PIX_REQUIRE_GPU") == "1"
 
 @pytest.fixture(scope="session")
 def facades() -> Path:
-    """The CMP facades as pix2pix has them (train/, val/, left photo, right labels), beside the repository or skipped."""
+    """The CMP facades as pix2pix has them (left photo, right labels), beside the repository; skips without them."""
     folder = ROOT.parent / "shared" / "data" / "facades"
     if not folder.is_dir():
         pytest.skip(f"no real pairs at {folder}")

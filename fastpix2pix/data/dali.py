@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from PIL import Image
 from ..config import Data
 from ..errors import EnvironmentFailed, InputError
 from . import jitter
-from .images import MAX_PIXELS, orientation
-from .loader import Batch, chunks, nchw, slices, workers_of
+from .images import MAX_PIXELS, READ_FORMATS, orientation
+from .loader import CHUNK, Batch, chunks, nchw, slices, workers_of
 from .pairs import Pair, first_ten, read_pair
 
 PREFETCH = 2  # chunks DALI works on ahead
@@ -32,16 +33,18 @@ def _refusal(path: Path, side_by_side: bool) -> str | None:
     try:
         with path.open("rb") as file:
             head = file.read(25)
-            with Image.open(file, formats=("JPEG", "PNG")) as image:
+            with Image.open(file, formats=READ_FORMATS) as image:
                 turned = Image.Exif()
                 turned.load(image.info.get("exif") or b"")
                 upright = orientation(image)
     except Exception:  # of any type, as in open_image; the torch loader names what is wrong with the file
-        return "not a readable JPEG or PNG"
+        return "not a readable image"
     if image.format not in ("JPEG", "PNG"):
         return f"{image.format} files"
-    if image.mode not in ("L", "RGB") or "transparency" in image.info:
-        return f"{image.mode} images with transparency" if "transparency" in image.info else f"{image.mode} images"
+    if image.mode not in ("L", "RGB"):
+        return f"{image.mode} images"
+    if "transparency" in image.info:
+        return f"{image.mode} images with a transparent colour"
     if image.format == "PNG" and head[24] != 8:
         return f"PNG of {head[24]} bits"
     if turned.get(0x0112, 1) != upright:
@@ -88,14 +91,14 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _feed(
-    pairs: Sequence[Pair], data: Data, seed: int, ranges: list[tuple[int, int]], pool: ThreadPoolExecutor
+    pairs: Sequence[Pair], data: Data, seed: int, ranges: Iterator[tuple[int, int]], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Any, ...]]:
     """Per chunk what DALI is fed: the files' bytes (a list of A, and one of B), crop starts [n, 2], flips [n].
 
     The next chunk's files are read while the present one is worked on.
     """
     ahead: tuple[Any, ...] | None = None
-    for lo_hi in (*ranges, None):
+    for lo_hi in chain(ranges, (None,)):
         ready = ahead
         if lo_hi is not None:
             items = [jitter.item(seed, p, len(pairs)) for p in range(*lo_hi)]
@@ -175,22 +178,19 @@ def training_batches(
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    ranges = list(chunks(start, stop, batch))
-    if not ranges:
-        return
     in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
     pool = ThreadPoolExecutor(max(workers_of(data), 1))
     try:
-        feed = _feed(pairs, data, seed, ranges, pool)
-        most = max(hi - lo for lo, hi in ranges)
+        feed = _feed(pairs, data, seed, chunks(start, stop, batch), pool)
+        most = max(CHUNK // batch, 1) * batch
         pipe = _pipeline(feed, 1 if pairs[0].b is None else 2, data, most, device)
-        for k, (lo, _) in enumerate(ranges):
+        for lo, _ in chunks(start, stop, batch):
             stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
             try:
                 (out,) = pipe.run(stream)
             except RuntimeError as error:
-                last = ranges[min(k + PREFETCH, len(ranges) - 1)][1]
-                raise _diagnose(error, pairs, range(lo, last), seed) from None
+                fed = range(lo, min(lo + (PREFETCH + 1) * most, stop * batch))
+                raise _diagnose(error, pairs, fed, seed) from None
             seen = torch.from_dlpack(out.as_tensor())  # [n, crop, crop, 6], DALI's memory
             chunk = Batch(*(nchw(part.contiguous()) for part in seen.split((in_channels, out_channels), dim=3)))
             if stream is not None:

@@ -199,6 +199,6 @@ class Canvas:
             plane *= self.glow + (1 - self.glow) * (sun * direct + sky * occlusion)
         c: Array = self.colour
         c = (c[:, ::2, ::2] + c[:, 1::2, ::2] + c[:, ::2, 1::2] + c[:, 1::2, 1::2]) / 4
-        c = np.sqrt(c / (1 + 0.2 * c)) * 0.985 + 0.015
+        c = np.sqrt(c / (1 + 0.22 * c)) * 0.985 + 0.015
         c += rng.normal(0, 0.008, c.shape[1:]).astype(np.float32)
         return np.ascontiguousarray(np.clip(c * 255 + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))

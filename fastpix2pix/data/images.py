@@ -18,7 +18,15 @@ MAX_PIXELS = 2**26  # of one file, 64 megapixels; checked in the header, before 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_READ = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # no others: some of Pillow's formats start programs
+READ_FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "GIF",
+)  # no others: some of Pillow's formats start programs
 _CONVERTIBLE = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"))
 _WRITE = {
     ".png": ("PNG", {}),
@@ -73,7 +81,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     a whole image of a known format, has over max_pixels, or has 32-bit samples raises InputError naming the file.
     """
     try:
-        with Image.open(path, formats=_READ) as image:
+        with Image.open(path, formats=READ_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise InputError(
@@ -93,7 +101,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         missing = isinstance(error, OSError) and error.strerror
         reason = missing or f"not a readable image ({' '.join(str(error).split()) or type(error).__name__})"
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = f"not an image of a known format ({', '.join(_READ)})"
+            reason = f"not an image of a known format ({', '.join(READ_FORMATS)})"
         raise InputError(f"{path}: {reason}") from None
 
 

@@ -7,6 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,10 +86,33 @@ class _Chunks(Dataset):
         return torch.from_numpy(images[0]), torch.from_numpy(images[1])
 
 
+_GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 def _init_worker(_: int) -> None:
     """A signal sent to the whole process group is the trainer's to handle; it ends its workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _start_workers(loader: DataLoader[Any]) -> Any:
+    """The loader's iterator; workers are born with the signals blocked that they ignore once they run."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_workers(iterator: Any) -> None:
+    """Now, and not when the garbage is collected; torch offers no public way."""
+    with suppress(RuntimeError):  # torch tells of a worker's death once more, from a signal handler, wherever that is
+        iterator._shutdown_workers()
+    for worker in iterator._workers:
+        worker.kill()  # they ignore torch's SIGTERM, and hold nothing worth keeping
+        worker.join()
 
 
 def _chunk_limit(pair_bytes: int, batch: int, workers: int) -> int:
@@ -123,7 +147,7 @@ def _torch_batches(
     limit = _chunk_limit(data.crop_size**2 * (in_channels + out_channels), batch, workers)
     loader: DataLoader[Any] = DataLoader(
         _Chunks(pairs, data, in_channels, out_channels, seed),
-        sampler=list(chunks(start, stop, batch, limit)),
+        sampler=chunks(start, stop, batch, limit),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=AHEAD if workers else None,
@@ -131,23 +155,26 @@ def _torch_batches(
         worker_init_fn=_init_worker,
         generator=torch.Generator(),  # or each loader would draw a number from the global one, and move the dropout
     )
-    iterator = iter(loader)
+    iterator = _start_workers(loader)
     try:
         while True:
             try:
                 chunk = next(iterator)
+                if isinstance(chunk, Fastpix2pixError):
+                    raise chunk
+                # Pinned memory is given back only after the copy: torch's host allocator records the stream.
+                ready = Batch(*(nchw(x.to(device, non_blocking=True)) for x in chunk))
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
+                # Torch's word for a dead worker, or a connection to it that broke off; the rest is not ours to explain.
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
                 raise EnvironmentFailed(f"a loading worker died: {error}; too little memory? lower workers") from error
-            if isinstance(chunk, Fastpix2pixError):
-                raise chunk
-            # Pinned memory is given back only after the copy: torch's host allocator records the stream.
-            yield from slices(Batch(*(nchw(x.to(device, non_blocking=True)) for x in chunk)), batch)
+            yield from slices(ready, batch)
     finally:
-        shut = getattr(iterator, "_shutdown_workers", None)  # torch offers no public way, and garbage may wait
-        if shut is not None:
-            shut()
+        if workers:
+            _end_workers(iterator)
 
 
 def choose_loader(

@@ -31,8 +31,14 @@ from .step import State
 FORMAT = 1
 
 
-def save(folder: Path, state: State, counters: dict[str, Any], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Write `folder` = checkpoints/<step>. `counters` is JSON, `tensors` the loop's own; `record` goes into the model file."""
+def save(
+    folder: Path,  # checkpoints/<step>
+    state: State,
+    counters: dict[str, Any],  # JSON-ready, the loop's own
+    tensors: dict[str, Tensor],  # the loop's own
+    record: dict[str, Any],  # for the model file
+) -> None:
+    """Write a checkpoint, complete or not at all; EnvironmentFailed where the disk fails."""
     with written_aside(folder) as aside:
         aside.mkdir()
         save_network(aside / "generator.safetensors", state.model, **record)
@@ -41,7 +47,8 @@ def save(folder: Path, state: State, counters: dict[str, Any], tensors: dict[str
         everything = {**_state_tensors(state), **{f"loop/{name}": t for name, t in tensors.items()}}
         contiguous = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in everything.items()}
         (aside / "training.safetensors").write_bytes(serialise(contiguous))
-        meta = {"format": FORMAT, "counters": counters, "scaler": state.scaler.state_dict(), "pool": len(state.pool.images)}
+        meta = {"format": FORMAT, "counters": counters, "pool": len(state.pool.images)}
+        meta["scaler"] = state.scaler.state_dict()
         (aside / "training.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         for file in aside.iterdir():
             _sync(file)
@@ -108,7 +115,8 @@ def _restore_tensors(state: State, tensors: dict[str, Tensor], meta: dict[str, A
     for name, adam, net in _optimisers(state):
         for key, parameter in net.named_parameters():
             # moments take the parameter's own layout: the fused Adam walks all of them in storage order
-            moments = {m: torch.empty_like(parameter).copy_(tensors[f"{name}/{key}/{m}"]) for m in ("exp_avg", "exp_avg_sq")}
+            saved = {moment: tensors[f"{name}/{key}/{moment}"] for moment in ("exp_avg", "exp_avg_sq")}
+            moments = {moment: torch.empty_like(parameter).copy_(t) for moment, t in saved.items()}
             adam.state[parameter] = {"step": tensors[f"{name}/{key}/step"].to(device), **moments}
     if state.average is not None:
         raw = {k.removeprefix("generator/"): t for k, t in tensors.items() if k.startswith("generator/")}
@@ -130,7 +138,7 @@ def _optimisers(state: State) -> list[tuple[str, torch.optim.Adam, nn.Module]]:
 
 
 def _retire(folder: Path) -> None:
-    """Delete a checkpoint if it is there; renamed first, so that an interruption leaves no half of one under a number."""
+    """Delete a checkpoint if it is there; renamed first: an interruption leaves no half of one under a number."""
     if folder.exists():
         doomed = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(doomed, ignore_errors=True)

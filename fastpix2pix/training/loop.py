@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +143,7 @@ class _Run:
         self._pages()
         return stopped
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         config = self.config
         return training_batches(
             self.pairs,
@@ -218,7 +218,8 @@ class _Run:
         self.sums.copy_(tensors["sums"])
 
     def _model_record(self) -> dict[str, Any]:
-        found = {"direction": self.config.data.direction, "size": self.config.data.crop_size, "step": self.step}
+        data = self.config.data
+        found: dict[str, Any] = {"direction": data.direction, "size": data.crop_size, "step": self.step}
         if self.table is not None:
             modes: Modes = self.state.model.modes
             found["modes"] = {"norm_stats": modes.norm_stats, "noise": modes.noise}
@@ -227,8 +228,8 @@ class _Run:
     def _require_finite(self, losses: list[float]) -> None:
         if not all(map(math.isfinite, losses)):
             raise EnvironmentFailed(
-                f"the losses are not finite at step {self.step}; lower lr or use precision bf16 or fp32, and resume from the "
-                f"last checkpoint in {self.out}"
+                f"the losses are not finite at step {self.step}; lower lr or use precision bf16 or fp32, and resume "
+                f"from the last checkpoint in {self.out}"
             )
 
     def _pages(self) -> None:
@@ -239,8 +240,8 @@ class _Run:
     def _opening(self) -> list[str]:
         held_out = len(self.validation.pairs) if self.validation else 0
         lines = [
-            f"{len(self.pairs)} training and {held_out} validation pairs; steps {self.step} to {self.total} on {self.device}, "
-            f"{self.state.precision}",
+            f"{len(self.pairs)} training and {held_out} validation pairs",
+            f"steps {self.step} to {self.total} on {self.device} in {self.state.precision}",
             *self.notes,
             *(f"warning: {w}" for w in schedule.warnings(self.config, len(self.pairs))),
         ]

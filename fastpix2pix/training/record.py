@@ -20,8 +20,26 @@ FORMAT = 1
 # what may differ between a run and its continuation: nothing that the weights, the order or the jitter depend on
 CHANGEABLE = frozenset(
     (
-        *("epochs", "schedule", "decay_epochs", "lr", "device", "max_steps", "max_minutes", "log_steps", "validate_epochs"),
-        *("checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "check_data", "tensorboard", "loader", "workers"),
+        *(
+            "epochs",
+            "schedule",
+            "decay_epochs",
+            "lr",
+            "device",
+            "max_steps",
+            "max_minutes",
+            "log_steps",
+            "validate_epochs",
+        ),
+        *(
+            "checkpoint_minutes",
+            "checkpoint_steps",
+            "keep_checkpoints",
+            "check_data",
+            "tensorboard",
+            "loader",
+            "workers",
+        ),
     )
 )
 
@@ -73,17 +91,17 @@ def replace_options(config: Train, options: dict[str, Any]) -> Train:
     def own(kind: type) -> dict[str, Any]:
         return {k: v for k, v in options.items() if k in {f.name for f in dataclasses.fields(kind)}}
 
-    parts = {
-        "generator": dataclasses.replace(config.generator, **own(Generator)),
-        "data": dataclasses.replace(config.data, **own(Data)),
-    }
-    return dataclasses.replace(config, **parts, **own(Train))
+    generator = dataclasses.replace(config.generator, **own(Generator))
+    data = dataclasses.replace(config.data, **own(Data))
+    return dataclasses.replace(config, generator=generator, data=data, **own(Train))
 
 
 def check_new(run: Path) -> None:
     """Refuse a folder that holds something already."""
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(f"{run} exists and is not an empty folder: add --resume to continue it, or choose another --out")
+        raise InputError(
+            f"{run} exists and is not an empty folder: add --resume to continue it, or choose another --out"
+        )
 
 
 def check_same_run(run: Path, record: dict[str, Any]) -> list[str]:
@@ -91,8 +109,8 @@ def check_same_run(run: Path, record: dict[str, Any]) -> list[str]:
     before = read_record(run)
     if (record["pairs"], record["names"]) != (before["pairs"], before["names"]):
         raise InputError(
-            f"{record['data']}: the {record['pairs']} pairs there are not the {before['pairs']} that the run in {run} was "
-            "started with; resume needs the same pairs, or start a new run"
+            f"{record['data']}: the {record['pairs']} pairs there are not the {before['pairs']} that the run in {run} "
+            "was started with; resume needs the same pairs, or start a new run"
         )
     changed = _differences(before["train"], record["train"])
     if wrong := [f"{name} (was {old!r}, now {new!r})" for name, old, new in changed if name not in CHANGEABLE]:

@@ -63,9 +63,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def grid(rows: list[list[np.ndarray]]) -> np.ndarray:
     """Pictures uint8 [H, W, 1 | 3 | 4] of equal size in rows -> one uint8 [H', W', 3] on white."""
     height, width = rows[0][0].shape[:2]
-    sheet = np.full(
-        (len(rows) * (height + _GAP) - _GAP, len(rows[0]) * (width + _GAP) - _GAP, 3), 255, dtype=np.uint8
-    )
+    sheet = np.full((len(rows) * (height + _GAP) - _GAP, len(rows[0]) * (width + _GAP) - _GAP, 3), 255, dtype=np.uint8)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
             top, left = r * (height + _GAP), c * (width + _GAP)
@@ -99,7 +97,11 @@ def save_curves(run: Path, records: list[dict[str, Any]]) -> Path | None:
         axis.plot(steps, _smooth(values), label=name, color=f"C{list(losses[0]['loss']).index(name)}")
     for modes in checks[0]["validation"] if checks else ():
         right.plot([r["step"] for r in checks], [r["validation"][modes]["l1"] for r in checks], marker="o", label=modes)
-    for axis, title in ((left, "adversarial losses"), (middle, "L1, training, range [-1, 1]"), (right, "L1, validation, range [0, 1]")):
+    for axis, title in (
+        (left, "adversarial losses"),
+        (middle, "L1, training, range [-1, 1]"),
+        (right, "L1, validation, range [0, 1]"),
+    ):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -125,7 +127,7 @@ def save_page(run: Path, config: dict[str, Any], records: list[dict[str, Any]]) 
         parts.append(f'<h2>{html.escape(label)}</h2><img src="samples/{html.escape(path.name)}" alt="samples">')
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in _flat(config))
     parts.append(f"<h2>Options</h2><table>{rows}</table>")
-    style = "body{font:15px sans-serif;margin:2em;max-width:1200px}img{max-width:100%}td,th{padding:.2em .8em;text-align:left}"
+    style = "body{font:15px sans-serif;margin:2em;max-width:1200px}img{max-width:100%}td,th{padding:.2em .8em}"
     head = f'<meta charset="utf-8"><title>{html.escape(run.resolve().name)}</title><style>{style}</style>'
     path = run / "index.html"
     write_text(path, f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n")

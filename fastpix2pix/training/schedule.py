@@ -10,8 +10,8 @@ from ..config import Train
 def rate(config: Train, epochs_done: int) -> float:
     """The learning rate of the epoch that follows `epochs_done` finished ones.
 
-    Linear: factor(e) = 1 - max(0, e + 1 - constant) / (decay + 1), as pytorch-CycleGAN-and-pix2pix has it: with 100 + 100
-    epochs, epochs 1-100 run at lr, epoch 101 at 100/101 lr, epoch 200 at 1/101 lr.
+    Linear: factor(e) = 1 - max(0, e + 1 - constant) / (decay + 1), as pytorch-CycleGAN-and-pix2pix has it: with
+    100 + 100 epochs, epochs 1-100 run at lr, epoch 101 at 100/101 lr, epoch 200 at 1/101 lr.
     """
     beyond = max(0, epochs_done + 1 - (config.epochs - config.decay))
     return config.lr * (1 - min(beyond, config.decay) / (config.decay + 1))
@@ -35,7 +35,7 @@ def warnings(config: Train, pairs: int) -> list[str]:
         start = config.epochs - config.decay
         what = "before its decay begins" if end <= start else "inside its decay"
         return [
-            f"max_steps = {config.max_steps} ends the run after {end} epochs, {what} (epochs {start + 1}-{config.epochs}); "
-            f"set epochs = {max(end, 1)} for the full schedule or schedule = constant"
+            f"max_steps = {config.max_steps} ends the run after {end} epochs, {what} (epochs {start + 1} to "
+            f"{config.epochs}); set epochs = {max(end, 1)} for the full schedule or schedule = constant"
         ]
     return []

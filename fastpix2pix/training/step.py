@@ -1,4 +1,7 @@
-"""One training step: discriminator, then generator, as the paper's algorithm has them. No host synchronisation in fp32 and bf16."""
+"""One training step: discriminator, then generator (arXiv 1611.07004, section 3.3).
+
+In fp32 and bf16 nothing here waits for the device; fp16's loss scaling does, once per optimiser.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def train_step(
     step: int,  # 0, 1, 2, ...: keys the image pool's decisions
     lr: float,
 ) -> Tensor:  # [4] fp32 on the device, detached, in the order of LOSSES
-    """D: 0.5 (BCE(D(x, G(x)), 0) + BCE(D(x, y), 1)); then G: BCE(D(x, G(x)), 1) + lambda |y - G(x)| through the updated D.
+    """D: 0.5 (BCE(D(x, G(x)), 0) + BCE(D(x, y), 1)); then, through the updated D, G: BCE(D(x, G(x)), 1) + lambda L1.
 
     D stays in training mode throughout, so its running statistics see fake, real and fake again.
     """
@@ -122,9 +125,7 @@ def _update_average(state: State) -> None:
     if state.average is None:
         return
     with torch.no_grad():
-        torch._foreach_lerp_(
-            list(state.average.parameters()), list(state.generator.parameters()), 1 - state.config.ema
-        )
+        torch._foreach_lerp_(list(state.average.parameters()), list(state.generator.parameters()), 1 - state.config.ema)
         for kept, new in zip(state.average.buffers(), state.generator.buffers(), strict=True):
             kept.copy_(new)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from ..config import Data, Modes
+from ..config import Data, Modes, Noise, NormStats
 from ..data.images import to_uint8, to_unit
 from ..data.loader import Batch, validation_batches
 from ..data.pairs import Pair
@@ -23,8 +23,8 @@ _SAMPLES = 6  # rows of a sample grid
 
 def candidates(net: Unet) -> list[Modes]:
     """The test-time modes that make a difference for this network."""
-    stats = ("image", "running") if net.config.norm == "batch" else ("image",)
-    noises = ("off",) if net.config.dropout == "none" else ("off", "random")
+    stats: list[NormStats] = ["image", "running"] if net.config.norm == "batch" else ["image"]
+    noises: list[Noise] = ["off"] if net.config.dropout == "none" else ["off", "random"]
     return [Modes(norm_stats=s, noise=n) for n in noises for s in stats]
 
 
@@ -36,7 +36,7 @@ class Validation:
         self.channels = (net.config.in_channels, net.config.out_channels)
         self._decoded: list[Batch] | None = None
 
-    def batches(self) -> list[Batch] | object:
+    def batches(self) -> Iterable[Batch]:
         """Batches of (input, target), uint8 [N, C, H, W], anew for each call."""
         if self._decoded is None:
             fresh = validation_batches(
@@ -61,7 +61,7 @@ class Validation:
         was_training = net.training
         net.eval()
         with torch.inference_mode():
-            for i, batch in zip(range(_SAMPLES), self.batches(), strict=False):  # type: ignore[call-overload]
+            for i, batch in zip(range(_SAMPLES), self.batches(), strict=False):
                 output = to_uint8(net(to_unit(batch.input), modes, first=i).float())
                 rows.append([t[0].permute(1, 2, 0).cpu().numpy() for t in (batch.input, output, batch.target)])
         net.train(was_training)

@@ -101,7 +101,9 @@ def reference(image: Image.Image, jitter: Jitter, load: int, crop: int) -> np.nd
 
 
 @pytest.mark.parametrize("size", [(256, 256), (31, 67), (500, 333), (286, 286)])
-@pytest.mark.parametrize("jitter", [Jitter(0, 0, False), Jitter(30, 0, False), Jitter(0, 30, True), Jitter(13, 7, True)])
+@pytest.mark.parametrize(
+    "jitter", [Jitter(0, 0, False), Jitter(30, 0, False), Jitter(0, 30, True), Jitter(13, 7, True)]
+)
 def test_apply_equals_pillow(size, jitter):
     colour = RNG.integers(0, 256, (*size, 3), np.uint8)
     np.testing.assert_array_equal(apply(colour, jitter, 286, 256), reference(Image.fromarray(colour), jitter, 286, 256))

@@ -48,7 +48,7 @@ def test_pictures_are_neither_clipped_nor_flat(pairs: Pairs) -> None:
 
 
 def test_the_label_decides_most_of_the_picture(pairs: Pairs) -> None:
-    """The mean colour of each label, from 40 pairs, tells pixels of 10 others about twice as well as one mean colour."""
+    """The mean colour of each label, from 40 pairs, fits 10 others about twice as well as one colour."""
     labels, pictures = (np.stack(part) for part in zip(*pairs, strict=True))
     table = {int(c): pictures[:40][codes(labels[:40]) == c].mean(0) for c in np.unique(codes(labels[:40]))}
     guess = np.zeros(pictures[40:].shape)
@@ -60,12 +60,15 @@ def test_the_label_decides_most_of_the_picture(pairs: Pairs) -> None:
 
 
 def test_the_light_comes_from_above(pairs: Pairs) -> None:
-    """A cornice shades the wall right below it, and no longer the wall 14 pixels further down."""
-    for label, picture in pairs[:10]:
+    """A cornice shades the wall right below it, and no longer the wall 14 pixels below."""
+    ratios = []
+    for label, picture in pairs:
         wall = np.isin(codes(label), codes(np.array([PALETTE[name] for name in WALLS])))
         cornice, bright = codes(label) == codes(np.array(PALETTE["cornice"])), picture.mean(-1)
         near, far = (bright[d:][wall[d:] & cornice[:-d]].mean() for d in (1, 14))
-        assert near < 0.75 * far
+        ratios.append(near / far)
+    assert max(ratios) < 0.95
+    assert np.mean(ratios) < 0.75
 
 
 def test_same_numbers_same_pixels_other_numbers_another_house() -> None:

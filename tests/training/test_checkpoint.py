@@ -76,7 +76,9 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
-@pytest.mark.parametrize("file", ["training.safetensors", "training.json", "generator.safetensors", "discriminator.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["training.safetensors", "training.json", "generator.safetensors", "discriminator.safetensors"]
+)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
 def test_damaged_checkpoint_is_refused_by_name(tmp_path, file, damage):
     config, state = trained()

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastpix2pix.data.pairs import find_pairs, read_pair
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model.weights import load_generator
 from fastpix2pix.training import checkpoint
@@ -37,7 +39,9 @@ def test_run_leaves_everything_a_person_looks_for(tmp_path, pairs, small):
     assert (result.step, result.epochs, result.stopped) == (10, 4, "done")
     assert set(result.validation) == {"image+off", "running+off", "image+random", "running+random"}
     assert checkpoint.newest(run).name == "00000010"
-    assert {"config.json", "metrics.jsonl", "best.safetensors", "index.html", "curves.png"} <= {p.name for p in run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "best.safetensors", "index.html", "curves.png"} <= {
+        p.name for p in run.iterdir()
+    }
     assert any(p.name.startswith("events") for p in run.iterdir())
     assert [p.name for p in sorted((run / "samples").iterdir())] == ["00000005.png", "00000010.png"]
     net, record = load_generator(run)
@@ -76,13 +80,29 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, pairs, small, option
     train(pairs, tmp_path / "parts", resume=True, quiet=True, max_steps=5)
     train(pairs, tmp_path / "parts", resume=True, quiet=True, max_steps=0)
     assert_equal(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "parts"))
-    losses = [{r["step"]: r["loss"] for r in read_metrics(tmp_path / run / "metrics.jsonl") if "loss" in r} for run in ("whole", "parts")]  # fmt: skip
-    assert {s: losses[1][s] for s in losses[0] if s not in (3, 6)} == {s: v for s, v in losses[0].items() if s not in (3, 6)}
+    whole, parts = (losses_of(tmp_path / run) for run in ("whole", "parts"))
+    # the stops at steps 2 and 5 end an interval of the log there; the kill below does not
+    assert {s: v for s, v in whole.items() if s > 6} == {s: v for s, v in parts.items() if s > 6}
+
+
+def losses_of(run) -> dict[int, dict[str, float]]:
+    return {r["step"]: r["loss"] for r in read_metrics(run / "metrics.jsonl") if "loss" in r}
 
 
 def start(pairs, run, small: dict, *options: str) -> subprocess.Popen:
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in small.items() if k != "tensorboard"]
-    command = [sys.executable, "-m", "fastpix2pix.cli", "train", str(pairs), "--out", str(run), *flags, "--no-tensorboard", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "fastpix2pix.cli",
+        "train",
+        str(pairs),
+        "--out",
+        str(run),
+        *flags,
+        "--no-tensorboard",
+        *options,
+    ]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -109,6 +129,7 @@ def test_killed_with_sigkill_and_resumed_equals_uninterrupted(tmp_path, pairs, s
     assert_equal(tensors_of(tmp_path / "whole"), tensors_of(run))
     best = [load_file(tmp_path / name / "best.safetensors") for name in ("whole", "killed")]
     assert_equal(*best)
+    assert losses_of(tmp_path / "whole") == losses_of(run)
     steps = [r["step"] for r in read_metrics(run / "metrics.jsonl")]
     assert steps == sorted(steps)
 
@@ -208,16 +229,14 @@ def test_file_in_the_way_of_the_run_folder_is_named(tmp_path, pairs, small):
         train(pairs, tmp_path / "file" / "run", **small, quiet=True)
 
 
-def test_training_follows_the_real_pairs(tmp_path, facades, small):
-    """Real files, a few small epochs: L1 falls from what grey gives."""
-    small |= {"crop_size": 64, "depth": 6, "ngf": 8, "ndf": 8, "batch": 1, "log_steps": 5}
+def test_real_pairs_are_learned_better_than_grey(tmp_path, facades, small):
+    """160 small steps on real files."""
+    small |= {"crop_size": 64, "depth": 6, "ngf": 8, "batch": 1, "objective": "l1", "lr": 2e-3}
     data = tmp_path / "facades"
-    data.mkdir()
-    for split, count in (("train", 40), ("val", 4)):
-        (data / split).mkdir()
+    for split, count in (("train", 40), ("val", 8)):
+        (data / split).mkdir(parents=True)
         for path in sorted((facades / split).iterdir())[:count]:
             (data / split / path.name).symlink_to(path)
+    grey = [np.abs(read_pair(p, "BtoA", 3, 3)[1] / 255 - 0.5).mean() for p in find_pairs(data, "val")]
     result = train(data, tmp_path / "run", **small, direction="BtoA", epochs=4, quiet=True)
-    l1 = [r["loss"]["g_l1"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
-    assert sum(l1[-8:]) / 8 < 0.9 * l1[0]
-    assert result.validation["image+off"]["l1"] < 0.3
+    assert result.validation["image+off"]["l1"] < 0.85 * np.mean(grey)
