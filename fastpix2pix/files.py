@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,18 +17,21 @@ from .errors import EnvironmentFailed, InputError
 def written_aside(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling of `path` for the caller to make, a file or folder, and renames it at the end.
 
-    On any error the sibling is removed and `path` is as before; a failing disk becomes EnvironmentFailed.
+    On any error the sibling is removed and `path` is as before; a failing disk becomes EnvironmentFailed. Where `path`
+    is a device or a pipe, it is written itself: a rename would replace it.
     """
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    aside = path if special else path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         make_folder(path.parent)
         yield aside
-        os.replace(aside, path)
-    except OSError as error:
-        _remove(aside)
-        raise environment_failed(path, error) from error
-    except BaseException:
-        _remove(aside)
+        if not special:
+            os.replace(aside, path)
+    except BaseException as error:
+        if not special:
+            _remove(aside)
+        if isinstance(error, OSError):
+            raise environment_failed(path, error) from error
         raise
 
 

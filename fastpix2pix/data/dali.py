@@ -194,7 +194,7 @@ def training_batches(
             seen = torch.from_dlpack(out.as_tensor())  # [n, crop, crop, 6], DALI's memory
             chunk = Batch(*(nchw(part.contiguous()) for part in seen.split((in_channels, out_channels), dim=3)))
             if stream is not None:
-                in_use.append((seen, stream.record_event()))
+                in_use.append(((out, seen), stream.record_event()))
                 if len(in_use) > PREFETCH:  # so old that waiting for it costs nothing, and bounds the memory
                     in_use[0][1].synchronize()
                     in_use.popleft()

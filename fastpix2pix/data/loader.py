@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import Data, Direction
-from ..errors import EnvironmentFailed, Fastpix2pixError
+from ..errors import EnvironmentFailed, Fastpix2pixError, InputError
 from . import jitter
 from .check import default_threads
 from .pairs import Pair, read_pair
@@ -215,6 +215,8 @@ def training_batches(
     used raise InputError naming the file; a lost worker or too little shared memory raises EnvironmentFailed.
     On a GPU, use a batch on the stream that was current when it was asked for.
     """
+    if not pairs:
+        raise InputError("there are no pairs to train on")
     name, _ = choose_loader(data, pairs, device, in_channels, out_channels)
     if name == "dali":
         from . import dali

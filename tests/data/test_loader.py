@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,8 @@ def test_seed_and_flip_matter(pairs):
     assert not same(batches(pairs), batches(pairs, seed=6))
     assert not same(batches(pairs), batches(pairs, Data(crop_size=32, flip=False, loader="torch", workers=0)))
     assert list(batches(pairs, start=3, stop=3)) == []
+    with pytest.raises(InputError, match="no pairs to train on"):
+        next(batches([]))
 
 
 def test_both_halves_get_the_same_numbers(tmp_path):
@@ -237,7 +240,7 @@ def test_choose_loader(pairs, tmp_path):
 
 
 def test_choose_loader_without_dali(pairs, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "nvidia.dali", None)  # as Python marks what cannot be imported
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # as Python marks what cannot be imported
     name, reason = choose_loader(Data(), pairs, "cuda", 3, 3)
     assert name == "torch"
     assert "nvidia.dali cannot be imported" in reason

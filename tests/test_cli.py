@@ -1,0 +1,272 @@
+"""Every command: what it prints where, its exit code, and what it leaves behind on bad input."""
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastpix2pix import cli
+from fastpix2pix.config import Data, Generator, Infer, Train, train_config
+from fastpix2pix.data.images import read_image, write_image
+from fastpix2pix.model import build_generator
+from fastpix2pix.model.weights import save_network
+from fastpix2pix.training.record import recorded_config
+
+TINY = [
+    *("--crop-size=32", "--depth=5", "--ngf=4", "--ndf=4", "--n-layers=1", "--workers=0", "--device=cpu"),
+    *("--no-tensorboard", "--epochs=1", "--batch=2"),
+]
+COMMANDS = ["demo", "train", "eval", "infer", "convert", "data", "doctor", "data check", "data combine", "data demo"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        (root / split).mkdir()
+        for i in range(count):
+            write_image(root / split / f"{i}.png", rng.integers(0, 255, (64, 128, 3), dtype=np.uint8))
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "g.safetensors"
+    save_network(path, build_generator(Generator(depth=5, ngf=4)), direction="BtoA", size=32)
+    return path
+
+
+def run(*argv: object) -> int:
+    """The command in this process; usage errors exit by themselves."""
+    try:
+        return cli.main([str(a) for a in argv])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def start(*argv: object, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "fastpix2pix.cli", *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_goes_to_stdout_and_explains_each_option(command, capsys):
+    assert run(*command.split(), "--help") == 0
+    out, err = capsys.readouterr()
+    assert "usage: fastpix2pix " + command in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(("command", "configs"), [("train", (Train, Generator, Data)), ("infer", (Infer,))])
+def test_every_field_is_an_option_with_help(command, configs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    run(command, "--help")
+    words = capsys.readouterr().out.split()
+    for config in configs:
+        source = Path(sys.modules[config.__module__].__file__).read_text().splitlines()
+        for field in dataclasses.fields(config):
+            if field.name in ("generator", "data"):
+                continue
+            assert any(w.startswith(f"--{field.name.replace('_', '-')}") for w in words), field.name
+            line = next(x for x in source if x.startswith(f"    {field.name}: ") and (" = " in x))
+            assert "  # " in line, f"{field.name} has no comment, so no help"
+
+
+def test_resumed_command_line_starts_from_the_recorded_options(pairs, tmp_path):
+    assert run("train", pairs, "--out", tmp_path / "run", *TINY, "--direction=BtoA") == 0
+    command = cli.parse(["train", str(pairs), "--out", str(tmp_path / "run"), "--resume", "--epochs=3"])
+    assert command.training == dataclasses.replace(recorded_config(tmp_path / "run"), epochs=3)
+    assert command.training.data.direction == "BtoA"
+    assert command.resume
+    assert command() == 0
+
+
+def test_train_eval_infer_convert(pairs, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("train", pairs, "--out", out, *TINY) == 0
+    assert run("eval", out, pairs, "--json", "-") == 0
+    stdout, stderr = capsys.readouterr()
+    found = json.loads(stdout)  # nothing else there
+    assert set(found) >= {"l1", "psnr", "ssim", "match", "images", "modes", "per_image"}
+    assert found["images"] == 2
+    assert "image+off" in stderr
+    assert "running+off" in stderr
+    assert "best:" in stderr
+    assert run("infer", out, pairs / "val", tmp_path / "pictures", "--direction=AtoB", "--suffix=jpg") == 0
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["0.jpg", "1.jpg"]
+    assert read_image(tmp_path / "pictures" / "0.jpg").shape == (64, 64, 3)
+    pth, back = tmp_path / "latest_net_G.pth", tmp_path / "back.safetensors"
+    assert run("convert", out / "best.safetensors", pth) == 0
+    assert run("convert", pth, back) == 0
+    for name, source in (("a.png", out), ("b.png", back)):
+        options = ("--norm-stats=image", "--noise=off", "--direction=AtoB")
+        assert run("infer", source, pairs / "val" / "0.png", tmp_path / name, *options) == 0
+    assert np.array_equal(read_image(tmp_path / "a.png"), read_image(tmp_path / "b.png"))
+    assert capsys.readouterr().out == ""
+
+
+BAD = [  # arguments with {d}ata, {m}odel and {t}mp folder; exit code; what stderr says
+    ("train {t}/nowhere --out {t}/run", 2, "nowhere: no such folder"),
+    ("train {t} --out {t}/run", 2, "accepted: ROOT/"),
+    ("train {d} --out {t}/run --depth 4", 2, "5 to 12"),
+    ("train {d} --out {t}/run --crop-size 33 --depth 5", 2, "multiples of 32"),
+    ("train {d} --out {t}/run --ngff 4", 2, "ngff"),
+    ("train {d} --out {t}/run --norm group", 2, "instance"),
+    ("train {d} --out {t}/run --epochs many", 2, "many"),
+    ("train {d} --out {d}", 2, "--resume"),
+    ("train {d} --out {t}/run --resume", 2, "no run folder"),
+    ("train {d} --out {t}/run --device cuda:99", 3, "cuda"),
+    ("train {d} --out {t}/run --device tpu", 2, "allowed are auto, cpu"),
+    ("train {d}", 2, "--out"),
+    ("eval {t}/nothing {d}", 2, "no such file"),
+    ("eval {m} {t}/nowhere", 2, "nowhere: no such folder"),
+    ("eval {m} {d} --size 33", 2, "multiples of 32"),
+    ("eval {t}/text.safetensors {d}", 2, "not a safetensors file"),
+    ("infer {m} {d}/val", 2, "at least one source and, last"),
+    ("infer {m} {t}/none.png {t}/out.png", 2, "none.png"),
+    ("infer {m} {t}/text.png {t}/out.png", 2, "text.png: not an image of a known format"),
+    ("infer {m} {t}/empty.png {t}/out.png", 2, "empty.png"),
+    ("infer {m} {t}/cut.png {t}/out.png", 2, "cut.png"),
+    ("infer {m} {t}/huge.png {t}/out.png", 2, "limit of 67.11 megapixels"),
+    ("infer {m} {d}/val {t}/out.png", 2, "out.png"),
+    ("infer {m} {d}/val/0.png {d}/val/0.png", 2, "0.png"),
+    ("infer {m} {d}/val/0.png {t}/out.png --norm-stats mean", 2, "running"),
+    ("infer {m} {d}/val/0.png {t}/out.mp4", 2, "out.mp4"),
+    ("infer {t}/g.pth {d}/val/0.png {t}/out.png", 2, "g.pth: no such file"),
+    ("convert {m} {t}/out.onnx", 2, "allowed are .pth -> .safetensors"),
+    ("convert {t}/text.pth {t}/out.safetensors", 2, "text.pth: empty or not a PyTorch file"),
+    ("convert {m} {m}", 2, "allowed are"),
+    ("data check {t}/nowhere", 2, "no such folder"),
+    ("data combine {t}/a {t}/b --out {t}/ab", 2, "no such folder"),
+    ("data demo --out {d}", 2, "not an empty folder"),
+    ("data demo --out {t}/demo --size 3", 2, "32"),
+    ("demo --out {d}", 2, "not an empty folder"),
+    ("", 2, "required"),
+    ("paint", 2, "paint"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "says"), BAD, ids=[b[0] or "nothing" for b in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(line, code, says, pairs, model, tmp_path, capsys):
+    for name in ("text.png", "text.safetensors", "text.pth"):
+        (tmp_path / name).write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes((pairs / "val" / "0.png").read_bytes()[:2000])
+    Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    assert run(*line.format(d=pairs, m=model, t=tmp_path).split()) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert says in " ".join(err.replace("│", " ").split())
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(pairs, tmp_path):
+    process = start("--debug", "eval", tmp_path / "nothing", pairs)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" in err
+    assert "InputError" in err
+
+
+def test_unexpected_error_is_a_bug_with_traceback(pairs, monkeypatch):
+    monkeypatch.setattr("fastpix2pix.doctor.examine", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("doctor")
+
+
+def test_data_check_says_no_with_exit_code_4(tmp_path, capsys):
+    (tmp_path / "train").mkdir()
+    write_image(tmp_path / "train" / "<b>good&.png", np.zeros((64, 128, 3), np.uint8))
+    assert run("data", "check", tmp_path) == 0
+    write_image(tmp_path / "train" / "odd.png", np.zeros((64, 129, 3), np.uint8))
+    (tmp_path / "train" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    capsys.readouterr()
+    assert run("data", "check", tmp_path) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "odd.png" in err
+    assert "broken.jpg" in err
+    assert "<b>good&.png" not in err
+
+
+def test_data_demo_and_combine_and_check(tmp_path, capsys):
+    assert run("data", "demo", "--out", tmp_path / "set", "--train=2", "--val=1", "--size=64") == 0
+    assert run("data", "check", tmp_path / "set") == 0
+    for side, half in (("a", slice(0, 64)), ("b", slice(64, 128))):
+        for path in (tmp_path / "set" / "train").iterdir():
+            (tmp_path / side).mkdir(exist_ok=True)
+            write_image(tmp_path / side / path.name, read_image(path)[:, half])
+    assert run("data", "combine", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "ab") == 0
+    for path in (tmp_path / "set" / "train").iterdir():
+        assert np.array_equal(read_image(path), read_image(tmp_path / "ab" / path.name))
+    assert capsys.readouterr().out == ""
+
+
+def test_names_are_escaped_in_the_page(pairs, tmp_path):
+    out = tmp_path / "<script>alert(1)<"
+    assert run("train", pairs, "--out", out, *TINY) == 0
+    page = (out / "index.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_full_disk_is_exit_code_3_and_leaves_no_half_checkpoint(pairs, tmp_path):
+    def limit() -> None:  # larger files fail as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = start("train", pairs, "--out", tmp_path / "run", *TINY, preexec_fn=limit)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 3, err
+    assert out == ""
+    assert "error: cannot write" in err
+    assert "Traceback" not in err
+    assert list((tmp_path / "run").glob("checkpoints/*")) == []
+    assert [p.name for p in (tmp_path / "run").iterdir() if "tmp" in p.name] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+def test_full_disk_for_a_report_is_exit_code_3(capsys):
+    assert run("doctor", "--json", "/dev/full") == 3
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_closed_pipe_ends_quietly(model, pairs):
+    process = start("doctor", "--json", "-")
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 0
+    assert "Broken" not in err
+
+
+def test_doctor_names_what_auto_means(capsys):
+    assert run("doctor", "--json", "-") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert set(found["auto"]) == {"device", "precision", "loader", "backend"}
+    assert {p["name"] for p in found["parts"]} >= {"dali", "torchmetrics"}
+    assert all(p["usable"] or p["todo"] for p in found["parts"])
+    assert "torch" in err
+
+
+def test_out_of_memory_is_an_environment_failure(capsys, monkeypatch):
+    def fail():
+        raise MemoryError
+
+    monkeypatch.setattr("fastpix2pix.doctor.examine", fail)
+    assert run("doctor") == 3
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_python_and_command_line_have_the_same_options():
+    assert train_config(ngf=16).generator.ngf == 16
+    command = cli.parse(["train", "d", "--out", "o", "--ngf", "16"])
+    assert command.training == train_config(ngf=16)

@@ -1,0 +1,57 @@
+"""Files that are complete or absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.files import make_folder, write_text, written_aside
+
+
+def test_text_is_replaced_and_folders_are_made(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    write_text(path, "one")
+    write_text(path, "two ü")
+    assert path.read_text(encoding="utf-8") == "two ü"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_error_leaves_what_was_there(tmp_path, folder):
+    path = tmp_path / "thing"
+    write_text(path, "before")
+
+    def interrupted():
+        with written_aside(path) as aside:
+            if folder:
+                aside.mkdir()
+                (aside / "part").write_text("half")
+            else:
+                aside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["thing"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+def test_full_disk_says_so_and_devices_are_not_replaced():
+    with pytest.raises(EnvironmentFailed, match="/dev/full: No space left on device; free some space"):
+        write_text(Path("/dev/full"), "x" * 10000)
+    assert Path("/dev/full").is_char_device()
+
+
+def test_null_device_can_be_written():
+    write_text(Path(os.devnull), "text")
+    assert Path(os.devnull).is_char_device()
+
+
+def test_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is in the way"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(InputError, match="file is in the way"):
+        write_text(tmp_path / "file" / "deeper", "text")

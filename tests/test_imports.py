@@ -1,0 +1,88 @@
+"""The package is cheap to import, and its parts import one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "fastpix2pix"
+HEAVY = ("torch", "numpy", "PIL", "triton", "nvidia", "torchmetrics", "tensorboard", "matplotlib")
+# each may import those to its right, never to its left
+LAYERS = [
+    {"cli"},
+    {"demo", "doctor"},
+    {"training"},
+    {"evaluation"},
+    {"runtime"},
+    {"data", "model"},
+    {"device", "files", "console", "interrupt"},
+    {"config"},
+    {"errors"},
+]
+
+
+def loaded_by(code: str) -> set[str]:
+    code += "; import sys; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize("code", ["import fastpix2pix", "import fastpix2pix.cli", "import fastpix2pix.config"])
+def test_import_loads_nothing_heavy(code):
+    assert not loaded_by(code) & set(HEAVY)
+
+
+def test_help_loads_nothing_heavy():
+    code = "from fastpix2pix.cli import main; import contextlib, io\nwith contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main(['train', '--help'])\npass"  # noqa: E501
+    code = f"exec({code!r})"
+    assert not loaded_by(code) & set(HEAVY)
+
+
+def test_names_of_the_package_resolve():
+    import fastpix2pix
+
+    for name in fastpix2pix.__all__:
+        assert getattr(fastpix2pix, name) is not None
+    assert callable(fastpix2pix.train)
+    assert callable(fastpix2pix.evaluate)
+    with pytest.raises(AttributeError, match="it has"):
+        _ = fastpix2pix.nothing
+
+
+def test_names_survive_importing_the_modules_first():
+    loaded_by("import fastpix2pix.training.loop, fastpix2pix.evaluation, fastpix2pix as f; assert callable(f.train) and callable(f.evaluate) and callable(f.load)")  # noqa: E501
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level parts of the package that a file imports."""
+    depth = len(path.relative_to(PACKAGE).parts) - 1  # 0 for cli.py, 1 for data/pairs.py
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or node.level != depth + 1:
+            continue
+        found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_run_one_way():
+    rank = {part: i for i, layer in enumerate(LAYERS) for part in layer}
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        assert part in rank, f"{part} is in no layer"
+        for target in imports_of(path) - {part, "__version__"}:
+            if rank[target] <= rank[part]:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {target}")
+    assert wrong == []
+
+
+def test_every_module_is_in_the_wheel_once():
+    from setuptools import find_packages
+
+    root = PACKAGE.parent
+    packages = set(find_packages(str(root), include=["fastpix2pix", "fastpix2pix.*"]))
+    folders = {".".join(p.parent.relative_to(root).parts) for p in PACKAGE.rglob("*.py")}
+    assert folders == packages
