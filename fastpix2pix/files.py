@@ -15,24 +15,37 @@ from .errors import EnvironmentFailed, InputError
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling of `path` for the caller to make, a file or folder, and renames it at the end.
+    """Yields a temporary sibling of `path` for the caller to make, a file or folder, and puts it in place at the end.
 
-    On any error the sibling is removed and `path` is as before; a failing disk becomes EnvironmentFailed. Where `path`
-    is a device or a pipe, it is written itself: a rename would replace it.
+    What `path` was before, file or whole folder, is replaced then. On any error the sibling and the folders made for
+    it are removed and `path` is as before; a failing disk becomes EnvironmentFailed. Where `path` is a device or a
+    pipe, it is written itself: a rename would replace it.
     """
-    special = path.exists() and not path.is_file() and not path.is_dir()
-    aside = path if special else path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _disk_errors(path):
+            yield path
+        return
+    made = [folder for folder in path.parents if not folder.exists()]
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         make_folder(path.parent)
-        yield aside
-        if not special:
-            os.replace(aside, path)
-    except BaseException as error:
-        if not special:
-            _remove(aside)
-        if isinstance(error, OSError):
-            raise environment_failed(path, error) from error
+        with _disk_errors(path):
+            yield aside
+            _replace(path, aside)
+    except BaseException:
+        _remove(aside)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
         raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; renamed first, so that an interruption leaves no half of one under its name."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,6 +69,29 @@ def environment_failed(path: Path, error: OSError) -> EnvironmentFailed:
     what = error.strerror or str(error)
     todo = {errno.ENOSPC: "free some space", errno.EACCES: "check its permissions", errno.EROFS: "write elsewhere"}
     return EnvironmentFailed(f"cannot write {path}: {what}; {todo.get(error.errno or 0, 'check the disk')}")
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise environment_failed(path, error) from error
+
+
+def _replace(path: Path, aside: Path) -> None:
+    if not path.is_dir():
+        os.replace(aside, path)
+        return
+    old = path.with_name(f"{aside.name}.old")  # a rename cannot replace a folder that is not empty
+    try:
+        os.replace(path, old)
+        os.replace(aside, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

@@ -114,7 +114,8 @@ def test_train_eval_infer_convert(pairs, tmp_path, capsys):
 
 BAD = [  # arguments with {d}ata, {m}odel and {t}mp folder; exit code; what stderr says
     ("train {t}/nowhere --out {t}/run", 2, "nowhere: no such folder"),
-    ("train {t} --out {t}/run", 2, "accepted: ROOT/"),
+    ("train {t} --out {t}/run", 2, "broken pairs"),
+    ("train {m} --out {t}/run", 2, "accepted: ROOT/"),
     ("train {d} --out {t}/run --depth 4", 2, "5 to 12"),
     ("train {d} --out {t}/run --crop-size 33 --depth 5", 2, "multiples of 32"),
     ("train {d} --out {t}/run --ngff 4", 2, "ngff"),
@@ -148,7 +149,7 @@ BAD = [  # arguments with {d}ata, {m}odel and {t}mp folder; exit code; what stde
     ("data demo --out {d}", 2, "not an empty folder"),
     ("data demo --out {t}/demo --size 3", 2, "32"),
     ("demo --out {d}", 2, "not an empty folder"),
-    ("", 2, "required"),
+    ("", 2, "Missing subcommand"),
     ("paint", 2, "paint"),
 ]
 

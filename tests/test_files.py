@@ -37,6 +37,39 @@ def test_an_error_leaves_what_was_there(tmp_path, folder):
     assert [p.name for p in tmp_path.iterdir()] == ["thing"]
 
 
+def test_a_whole_folder_is_replaced(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "old").write_text("")
+    with written_aside(tmp_path / "set") as aside:
+        aside.mkdir()
+        (aside / "new").write_text("")
+    assert [p.name for p in (tmp_path / "set").iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_an_interruption_between_the_two_renames_brings_the_old_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "old").write_text("")
+    replace = os.replace
+
+    def replace_and_stop(source, target):
+        replace(source, target)
+        if source == tmp_path / "set":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace_and_stop)
+    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "set") as aside:
+        aside.mkdir()
+    assert [p.name for p in (tmp_path / "set").iterdir()] == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_folders_made_for_a_file_that_failed_go_again(tmp_path):
+    with pytest.raises(ZeroDivisionError), written_aside(tmp_path / "a" / "b" / "file"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 def test_full_disk_says_so_and_devices_are_not_replaced():
     with pytest.raises(EnvironmentFailed, match="/dev/full: No space left on device; free some space"):

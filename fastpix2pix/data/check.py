@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import EnvironmentFailed, InputError
+from ..errors import InputError
+from ..files import written_aside
 from .images import MAX_PIXELS, as_array, natural_channels, open_image, write_image
 from .pairs import SPLITS, Pair, Problem, first_ten, match, scan, splits
 
@@ -182,24 +181,13 @@ def combine(
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
         raise InputError(f"{out}: exists and is not an empty folder; choose another, or overwrite to replace it")
     jobs, problems = _jobs(a, b)
-    near = next(folder for folder in out.parents if folder.is_dir())
-    aside, old = (near / f".{uuid.uuid4().hex}.{what}" for what in ("part", "old"))
-    try:
+    with written_aside(out) as aside:
         for below, _ in jobs:
             (aside / below).mkdir(parents=True, exist_ok=True)
         results = _pooled(lambda j: _join(j[1], aside / j[0] / f"{j[1].name}.png"), jobs, threads, progress)
         problems += [problem for problem in results if problem]
         if problems:
             raise InputError(f"{len(problems)} files cannot be combined: {first_ten([str(p) for p in problems], '; ')}")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():
-            out.replace(old)
-        aside.replace(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise EnvironmentFailed(f"{out}: writing failed: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return len(jobs)
 
 

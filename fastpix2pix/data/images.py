@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import EnvironmentFailed, InputError
+from ..files import written_aside
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
+def to_8_bit(image: Image.Image) -> Image.Image:
     """16-bit gray to "L" by v / 257, rounded; anything that Pillow converts to 8 bit sensibly as it is."""
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if sixteen:
@@ -88,7 +88,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
                     f"{width}x{height} pixels are over the limit of {max_pixels / 1e6:.4g} megapixels; scale it down"
                 )
             image.load()
-            upright = _to_8_bit(image)
+            upright = to_8_bit(image)
             turn = _UPRIGHT.get(orientation(image))
             return upright if turn is None else upright.transpose(turn)
     except InputError as error:
@@ -151,16 +151,8 @@ def write_image(
         what = {1: "gray", 3: "colour", 4: "transparent (RGBA)"}[array.shape[2]]
         raise InputError(f"{path}: {path.suffix} cannot hold {what} images; use .png")
     image = Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array))
-    aside = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
+    with written_aside(path) as aside:
         image.save(aside, kind, **options)
-        aside.replace(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    except OSError as error:
-        raise EnvironmentFailed(f"{path}: writing failed: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def to_unit(

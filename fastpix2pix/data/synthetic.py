@@ -6,7 +6,6 @@ have their own label, and with it their colours), so that a small network shows 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,25 +89,17 @@ def write_demo_set(
     if val < 0:
         raise InputError(f"val = {val}: must not be negative")
     _check_free(out, overwrite)
-    old = out.with_name(f".{out.name}.old")
-    try:
-        with written_aside(out) as aside:
-            done = 0
-            for folder, first, count in (("train", 0, train), ("val", _VAL_FIRST, val)):
-                if count:
-                    (aside / folder).mkdir(parents=True)
-                for i in range(count):
-                    pair = np.concatenate(facade(seed, first + i, size), axis=1)
-                    Image.fromarray(pair).save(aside / folder / f"{i + 1:04d}.png")
-                    done += 1
-                    if progress is not None:
-                        progress(done, train + val)
-            if out.exists():
-                out.rename(old)
-    finally:
-        if old.exists() and not out.exists():
-            old.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    with written_aside(out) as aside:
+        done = 0
+        for folder, first, count in (("train", 0, train), ("val", _VAL_FIRST, val)):
+            if count:
+                (aside / folder).mkdir(parents=True)
+            for i in range(count):
+                pair = np.concatenate(facade(seed, first + i, size), axis=1)
+                Image.fromarray(pair).save(aside / folder / f"{i + 1:04d}.png")
+                done += 1
+                if progress is not None:
+                    progress(done, train + val)
     return out
 
 
@@ -119,6 +110,6 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out} is a file: give a folder")
     inside = {entry.name for entry in out.iterdir()}
     if inside and not overwrite:
-        raise InputError(f"{out} exists and is not empty: choose another folder, or overwrite it")
+        raise InputError(f"{out} exists and is not an empty folder: choose another, or overwrite it")
     if other := sorted(inside - {"train", "val"}):
         raise InputError(f"{out} also holds {', '.join(other[:3])}: only a folder of train and val is overwritten")

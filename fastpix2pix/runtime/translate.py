@@ -18,7 +18,6 @@ from ..config import Infer
 from ..data.images import as_array, read_image, write_image
 from ..data.pairs import Pair, read_pair
 from ..errors import InputError
-from ..files import environment_failed
 from .sources import Job, plan
 from .translator import Translator
 
@@ -69,8 +68,7 @@ def translate_files(
         job, picture, output = done
         if options.side_by_side:
             output = np.concatenate([_with_channels(picture, output.shape[-1]), output], axis=1)
-        _make_folder(job.output.parent)  # only now, so that bad input leaves no empty folder
-        write_image(job.output, output)
+        write_image(job.output, output)  # makes the folder only now, so that bad input leaves no empty one
         return job.output
 
     def translated() -> Iterator[tuple[Job, Picture, Picture]]:
@@ -87,13 +85,6 @@ def translate_files(
             if progress:
                 progress(len(outputs), len(jobs))
     return Summary(len(outputs), time.perf_counter() - start, tuple(outputs))
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise environment_failed(folder, error) from error
 
 
 def _check_channels(translator: Translator) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Modes
-from ..data.images import MAX_PIXELS, _to_8_bit, as_array, to_uint8, to_unit
+from ..data.images import MAX_PIXELS, as_array, to_8_bit, to_uint8, to_unit
 from ..errors import InputError
 from .padding import pad_to_multiple
 
@@ -78,7 +78,7 @@ class Translator:
         channels = self.engine.out_channels
         if channels not in (1, 3, 4):
             raise InputError(f"PIL image given: the model makes {channels} channels, PIL has 1, 3 or 4; give an array")
-        out = self._array(as_array(_to_8_bit(image), self.engine.in_channels))
+        out = self._array(as_array(to_8_bit(image), self.engine.in_channels))
         return Image.fromarray(out[:, :, 0] if channels == 1 else out)
 
     def _array(

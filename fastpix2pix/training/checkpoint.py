@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import written_aside
+from ..files import remove_folder, written_aside
 from ..model import PatchGAN, Unet
 from ..model.weights import load_network, load_state, save_network
 from .step import State
@@ -52,7 +51,6 @@ def save(
         (aside / "training.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         for file in aside.iterdir():
             _sync(file)
-        _retire(folder)
 
 
 def restore(folder: Path, state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -90,7 +88,7 @@ def all_checkpoints(run: Path) -> list[Path]:
 def prune(run: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints."""
     for old in all_checkpoints(run)[:-keep]:
-        _retire(old)
+        remove_folder(old)
 
 
 def _state_tensors(state: State) -> dict[str, Tensor]:
@@ -135,15 +133,6 @@ def _optimisers(state: State) -> list[tuple[str, torch.optim.Adam, nn.Module]]:
     if state.adam_d is not None and state.discriminator is not None:
         found.append(("adam_d", state.adam_d, state.discriminator))
     return found
-
-
-def _retire(folder: Path) -> None:
-    """Delete a checkpoint if it is there; renamed first: an interruption leaves no half of one under a number."""
-    if folder.exists():
-        doomed = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed)
 
 
 def _sync(path: Path) -> None:

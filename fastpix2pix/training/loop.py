@@ -68,12 +68,12 @@ class _Run:
         else:
             record.check_new(out)
             self.notes = []
-        channels = config.generator.in_channels, config.generator.out_channels
-        loader, reason = choose_loader(config.data, self.pairs, self.device, *channels)
-        self.notes.append(f"loader: {loader} ({reason})")
         if config.check_data:
             with Progress("check", quiet=quiet) as progress:
                 check_files([*self.pairs, *held_out], progress=progress.count)
+        channels = config.generator.in_channels, config.generator.out_channels
+        loader, reason = choose_loader(config.data, self.pairs, self.device, *channels)
+        self.notes.append(f"loader: {loader} ({reason})")
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic
 

@@ -74,7 +74,6 @@ def grid(rows: list[list[np.ndarray]]) -> np.ndarray:
 def save_samples(run: Path, step: int, sheet: np.ndarray) -> Path:
     """samples/<step>.png"""
     path = run / "samples" / f"{step:08d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, sheet)
     return path
 

@@ -220,5 +220,5 @@ def test_combine_refuses_folders(tmp_path):
 
 def test_combine_where_nothing_can_be_written(tmp_path):
     save(tmp_path / "A" / "1.png", 6, 4)
-    with pytest.raises(EnvironmentFailed, match="writing failed"):
+    with pytest.raises(EnvironmentFailed, match="cannot write"):
         combine(tmp_path / "A", tmp_path / "A", "/proc/fastpix2pix/out")

@@ -232,7 +232,6 @@ def test_write_lossy(tmp_path, suffix):
         ("x.png", COLOUR / 2, r"not float64"),
         ("x.png", ALPHA[:, :, :2], r"not uint8 \[13, 17, 2\]"),
         ("x.png", COLOUR[:0], r"not uint8 \[0, 17, 3\]"),
-        ("missing/x.png", COLOUR, "missing/x.png: cannot be written: No such file or directory"),
     ],
 )
 def test_write_refused(tmp_path, name, array, reason):
@@ -247,7 +246,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path):
     (path := tmp_path / "x.png").write_text("before")
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the kernel refuses, as a full disk does
     try:
-        with pytest.raises(EnvironmentFailed, match=r"x\.png: writing failed: File too large"):
+        with pytest.raises(EnvironmentFailed, match=r"x\.png: File too large"):
             write_image(path, noise)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
