@@ -179,7 +179,8 @@ class _Run:
         self.metrics.write(self.step, {"epoch": self.epochs, "lr": lr, "loss": values, "speed": speed})
         losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         timing = "{img_per_s:.1f} img/s (load {load_ms:.1f} ms, step {step_ms:.1f} ms)".format(**speed)
-        self.progress.update(self.step, f"epoch {self.epochs + 1}  {losses}  {timing}")
+        epoch = schedule.epochs_done(self.step - 1, self.config.batch, len(self.pairs)) + 1
+        self.progress.update(self.step, f"epoch {epoch}  {losses}  {timing}")
         self.sums.zero_()
         self.summed = 0
 
