@@ -19,7 +19,7 @@ _HOME = {
     "EnvironmentFailed": "errors",
     "InputError": "errors",
     "evaluate": "evaluation",
-    "load": "runtime.engine",
+    "load": "runtime.load",
     "train": "training.loop",
 }
 __all__ = [*_HOME, "__version__"]
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .errors import EnvironmentFailed as EnvironmentFailed
     from .errors import InputError as InputError
     from .evaluation import evaluate as evaluate
-    from .runtime.engine import load as load
+    from .runtime.load import load as load
     from .training.loop import train as train
 
 

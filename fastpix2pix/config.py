@@ -205,6 +205,7 @@ class Infer:
     seed: int = 0  # of the noise
     backend: Literal["auto", "torch"] = "auto"  # what runs the generator
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
     batch: int = 1  # images of equal size translated together
     direction: Direction | None = None  # the sources are A|B pairs: take the left (AtoB) or right (BtoA) half as input
     side_by_side: bool = False  # write input | output into one picture

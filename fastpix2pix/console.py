@@ -1,10 +1,16 @@
-"""What a person sees while something runs: stderr only, a bar on a terminal, plain lines otherwise."""
+"""What a command says: text, tables and progress on stderr, JSON where it was asked for."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from .files import write_text
 
 _LINE_EVERY = 15.0  # seconds between two plain lines
 
@@ -14,8 +20,32 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def show_table(title: str, rows: dict[str, dict[str, float]]) -> None:
+    """Figures in columns, on stderr."""
+    width = max(len(title), *map(len, rows))
+    say("  ".join([title.ljust(width), *(f"{name:>8}" for name in next(iter(rows.values())))]))
+    for label, row in rows.items():
+        cells = (f"{v:8d}" if isinstance(v, int) else f"{v:8.4f}" for v in row.values())
+        say("  ".join([label.ljust(width), *cells]))
+
+
+def write_json(target: str | None, content: dict[str, Any]) -> None:
+    """To a file, to stdout for "-", nowhere for None. A reader that closed the pipe ends it quietly."""
+    text = json.dumps(content, indent=1)
+    if target == "-":
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif target is not None:
+        write_text(Path(target), text + "\n")
+
+
 class Progress:
-    """`with Progress("train", total) as p: p.update(done, "12 img/s")`; a total of 0 is not known yet."""
+    """A bar on a terminal, a plain line now and then otherwise.
+
+    `with Progress("train", total) as p: p.update(done, "12 img/s")`; a total of 0 is not known yet.
+    """
 
     def __init__(self, title: str, total: int = 0, *, quiet: bool = False) -> None:
         self.title, self.total, self.quiet = title, total, quiet

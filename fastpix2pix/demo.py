@@ -16,7 +16,7 @@ from .data.pairs import find_pairs, read_pair
 from .data.synthetic import write_demo_set
 from .errors import InputError
 from .evaluation import evaluate
-from .runtime.engine import load
+from .runtime.load import load
 from .runtime.translate import translate_files
 from .training.loop import train
 from .training.report import grid

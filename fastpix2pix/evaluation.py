@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Direction, Modes
+from .data.batches import Batch
 from .data.images import to_unit
-from .data.loader import Batch, validation_batches
+from .data.loader import validation_batches
 from .data.pairs import find_pairs
 from .device import resolve_device
 from .errors import InputError
-from .model.weights import load_generator
-from .runtime.engine import resolve_modes
+from .model.load import load_generator
+from .runtime.load import resolve_modes
 
 if TYPE_CHECKING:
     from .model import Unet

@@ -17,9 +17,9 @@ from .errors import EnvironmentFailed, InputError
 def written_aside(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling of `path` for the caller to make, a file or folder, and puts it in place at the end.
 
-    What `path` was before, file or whole folder, is replaced then. On any error the sibling and the folders made for
-    it are removed and `path` is as before; a failing disk becomes EnvironmentFailed. Where `path` is a device or a
-    pipe, it is written itself: a rename would replace it.
+    What `path` was before is replaced then, a file by a file and a whole folder by a folder. On any error the sibling
+    and the folders made for it are removed and `path` is as before; a failing disk becomes EnvironmentFailed. Where
+    `path` is a device or a pipe, it is written itself: a rename would replace it.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         with _disk_errors(path):
@@ -80,8 +80,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, aside: Path) -> None:
-    if not path.is_dir():
-        os.replace(aside, path)
+    if not (path.is_dir() and aside.is_dir()):
+        os.replace(aside, path)  # a file never replaces a folder: that raises
         return
     old = path.with_name(f"{aside.name}.old")  # a rename cannot replace a folder that is not empty
     try:

@@ -7,14 +7,15 @@ import torch
 from PIL import Image
 
 from fastpix2pix.config import Generator, Modes
+from fastpix2pix.data.batches import Batch
 from fastpix2pix.data.images import write_image
-from fastpix2pix.data.loader import Batch, validation_batches
+from fastpix2pix.data.loader import validation_batches
 from fastpix2pix.data.pairs import find_pairs
 from fastpix2pix.errors import InputError
 from fastpix2pix.evaluation import Evaluation, evaluate, evaluate_network, image_metrics, match_at_1
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
-from fastpix2pix.runtime.engine import load
+from fastpix2pix.runtime.load import load
 
 CPU = torch.device("cpu")
 

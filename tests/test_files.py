@@ -47,6 +47,15 @@ def test_a_whole_folder_is_replaced(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
+def test_a_file_does_not_replace_a_folder(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "old").write_text("")
+    with pytest.raises(EnvironmentFailed, match="Is a directory"):
+        write_text(tmp_path / "set", "text")
+    assert [p.name for p in (tmp_path / "set").iterdir()] == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
 def test_an_interruption_between_the_two_renames_brings_the_old_folder_back(tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "old").write_text("")

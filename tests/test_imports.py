@@ -12,12 +12,14 @@ HEAVY = ("torch", "numpy", "PIL", "triton", "nvidia", "torchmetrics", "tensorboa
 # each may import those to its right, never to its left
 LAYERS = [
     {"cli"},
+    {"commands"},
     {"demo", "doctor"},
     {"training"},
     {"evaluation"},
     {"runtime"},
     {"data", "model"},
-    {"device", "files", "console", "interrupt"},
+    {"console"},
+    {"device", "files", "interrupt"},
     {"config"},
     {"errors"},
 ]

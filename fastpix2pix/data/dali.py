@@ -18,11 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..config import Data
 from ..errors import EnvironmentFailed, InputError
-from . import jitter
+from .batches import CHUNK, Batch, Feed, nchw
 from .images import MAX_PIXELS, READ_FORMATS, orientation
-from .loader import CHUNK, Batch, chunks, nchw, slices, workers_of
 from .pairs import Pair, first_ten, read_pair
 
 PREFETCH = 2  # chunks DALI works on ahead
@@ -90,22 +88,19 @@ def _read(path: Path) -> np.ndarray:
         raise InputError(f"{path}: {error.strerror}") from None
 
 
-def _feed(
-    pairs: Sequence[Pair], data: Data, seed: int, ranges: Iterator[tuple[int, int]], pool: ThreadPoolExecutor
-) -> Iterator[tuple[Any, ...]]:
+def _source(feed: Feed, pool: ThreadPoolExecutor) -> Iterator[tuple[Any, ...]]:
     """Per chunk what DALI is fed: the files' bytes (a list of A, and one of B), crop starts [n, 2], flips [n].
 
     The next chunk's files are read while the present one is worked on.
     """
     ahead: tuple[Any, ...] | None = None
-    for lo_hi in chain(ranges, (None,)):
+    for lo_hi in chain(feed.chunks(), (None,)):
         ready = ahead
         if lo_hi is not None:
-            items = [jitter.item(seed, p, len(pairs)) for p in range(*lo_hi)]
-            drawn = [jitter.draw(seed, epoch, i, data.load, data.crop_size, data.flip) for epoch, i in items]
-            files = [[pairs[i].a for _, i in items]]
+            pairs, drawn = zip(*(feed.item(p) for p in range(*lo_hi)), strict=True)
+            files = [[pair.a for pair in pairs]]
             if pairs[0].b is not None:
-                files.append([b for _, i in items if (b := pairs[i].b) is not None])
+                files.append([pair.b for pair in pairs])
             starts = np.array([(d.y, d.x) for d in drawn], np.int32)
             flips = np.array([d.flip for d in drawn], np.int32)
             ahead = (*(pool.map(_read, paths) for paths in files), starts, flips)
@@ -113,20 +108,21 @@ def _feed(
             yield (*(list(contents) for contents in ready[:-2]), *ready[-2:])
 
 
-def _pipeline(feed: Iterator[tuple[Any, ...]], files: int, data: Data, most: int, device: torch.device) -> Any:
+def _pipeline(feed: Feed, source: Iterator[tuple[Any, ...]], most: int, device: torch.device) -> Any:
     """Bytes to [crop, crop, 6], input then target: one crop and one flip serve both images of a pair."""
     from nvidia.dali import Pipeline, fn
     from nvidia.dali.types import DALIImageType, DALIInterpType
 
+    data, files = feed.data, 1 if feed.pairs[0].b is None else 2
     gpu = device.type == "cuda"
     pipe = Pipeline(
         batch_size=most,
-        num_threads=max(workers_of(data), 1),
+        num_threads=max(feed.workers, 1),
         device_id=device.index if gpu else None,
         prefetch_queue_depth=PREFETCH,
     )
     with pipe:
-        *encoded, starts, flips = fn.external_source(source=feed, num_outputs=files + 2, batch=True)
+        *encoded, starts, flips = fn.external_source(source=source, num_outputs=files + 2, batch=True)
         images: list[Any] = [
             fn.decoders.image(
                 e, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB, jpeg_fancy_upsampling=True
@@ -145,61 +141,50 @@ def _pipeline(feed: Iterator[tuple[Any, ...]], files: int, data: Data, most: int
     return pipe
 
 
-def _diagnose(error: RuntimeError, pairs: Sequence[Pair], positions: range, seed: int) -> Exception:
+def _diagnose(error: RuntimeError, feed: Feed, positions: range) -> Exception:
     """The InputError that Pillow has for one of the pairs in work, else what DALI said."""
     for p in positions:
         try:
-            read_pair(pairs[jitter.item(seed, p, len(pairs))[1]], "AtoB", 3, 3)
+            read_pair(feed.item(p)[0], "AtoB", 3, 3)
         except InputError as broken:
             return broken
     return EnvironmentFailed(f"DALI failed, use loader = 'torch': {' '.join(str(error).split())[-400:]}")
 
 
-def training_batches(
-    pairs: Sequence[Pair],
-    data: Data,
-    *,
-    in_channels: int,
-    out_channels: int,
-    batch: int,
-    seed: int,
-    start: int,
-    stop: int,
-    device: torch.device | str,
-) -> Generator[Batch, None, None]:
+def training_batches(feed: Feed) -> Generator[Batch, None, None]:
     """loader.training_batches through DALI: its CPU backend on a CPU, "mixed" (decoding on the GPU) on a GPU.
 
     On a GPU, the batches are torch's own memory, written on the stream that is current when a chunk is asked for.
     DALI's output is bound to that stream and kept until the copy out of it has run. EnvironmentFailed where DALI
     cannot load the pairs.
     """
-    if reasons := not_supported_reasons(pairs, in_channels, out_channels):
+    if reasons := not_supported_reasons(feed.pairs, feed.in_channels, feed.out_channels):
         raise EnvironmentFailed(f"DALI cannot load these pairs: {'; '.join(reasons)}")
-    device = torch.device(device)
+    device = feed.device
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
-    pool = ThreadPoolExecutor(max(workers_of(data), 1))
+    pool = ThreadPoolExecutor(max(feed.workers, 1))
     try:
-        feed = _feed(pairs, data, seed, chunks(start, stop, batch), pool)
-        most = max(CHUNK // batch, 1) * batch
-        pipe = _pipeline(feed, 1 if pairs[0].b is None else 2, data, most, device)
-        for lo, _ in chunks(start, stop, batch):
+        channels = feed.in_channels, feed.out_channels
+        most = max(CHUNK // feed.batch, 1) * feed.batch
+        pipe = _pipeline(feed, _source(feed, pool), most, device)
+        for lo, _ in feed.chunks():
             stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
             try:
                 (out,) = pipe.run(stream)
             except RuntimeError as error:
-                fed = range(lo, min(lo + (PREFETCH + 1) * most, stop * batch))
-                raise _diagnose(error, pairs, fed, seed) from None
+                in_work = range(lo, min(lo + (PREFETCH + 1) * most, feed.stop * feed.batch))
+                raise _diagnose(error, feed, in_work) from None
             seen = torch.from_dlpack(out.as_tensor())  # [n, crop, crop, 6], DALI's memory
-            chunk = Batch(*(nchw(part.contiguous()) for part in seen.split((in_channels, out_channels), dim=3)))
+            chunk = Batch(*(nchw(part.contiguous()) for part in seen.split(channels, dim=3)))
             if stream is not None:
                 in_use.append(((out, seen), stream.record_event()))
                 if len(in_use) > PREFETCH:  # so old that waiting for it costs nothing, and bounds the memory
                     in_use[0][1].synchronize()
                     in_use.popleft()
             del out, seen
-            yield from slices(chunk, batch)
+            yield from feed.slices(chunk)
     finally:
         for _, copied in in_use:
             copied.synchronize()

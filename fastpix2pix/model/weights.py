@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -23,8 +23,8 @@ from .patchgan import PatchGAN
 from .unet import Unet, check_modes
 
 __all__ = [
-    "check_state", "empty_network", "infer_config", "init_weights", "load_generator", "load_network", "load_state",
-    "read_record", "save_network",
+    "check_state", "empty_network", "infer_config", "init_weights", "load_network", "load_state", "read_record",
+    "save_network",
 ]  # fmt: skip
 
 KEY = "fastpix2pix"  # of the metadata
@@ -86,31 +86,6 @@ def load_network(path: str | Path, network: Kind | None = None) -> tuple[Unet | 
         net.modes = modes
     load_state(net, state, str(path))
     return net, record
-
-
-def load_generator(path: str | Path, which: Literal["best", "latest"] = "best") -> tuple[Unet, dict[str, Any]]:
-    """The generator of MODEL: a run folder, a .safetensors file or a junyanz .pth. On the CPU and in eval mode.
-
-    Of a run folder: best.safetensors, or the newest checkpoint where there is none or `which` is "latest".
-    A .pth has no record but its architecture.
-    """
-    path = Path(path)
-    if which not in ("best", "latest"):
-        raise InputError(f"which = {which!r}: allowed are best, latest")
-    if path.is_dir():
-        path = _of_run(path, which)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; a model is a run folder, a .safetensors file or a junyanz .pth")
-    if path.suffix == ".pth":
-        from .junyanz import load_pth  # it needs this module
-
-        net = load_pth(path)
-        if not isinstance(net, Unet):
-            raise InputError(f"{path} is a discriminator; a generator is wanted here")
-        return net, {"network": "generator", "architecture": dataclasses.asdict(net.config)}
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path}: unknown kind of model; allowed are a run folder, .safetensors and junyanz .pth")
-    return cast(tuple[Unet, dict[str, Any]], load_network(path, "generator"))
 
 
 def load_state(net: Unet | PatchGAN, state: Mapping[str, Tensor], source: str) -> None:
@@ -213,17 +188,6 @@ def _summary(file: Generator | Discriminator | None, model: Generator | Discrimi
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _of_run(run: Path, which: str) -> Path:
-    best = run / "best.safetensors"
-    if which == "best" and best.is_file():
-        return best
-    # unfinished checkpoints have other names than numbers
-    found = [p for p in run.glob("checkpoints/*/generator.safetensors") if p.parent.name.isdecimal()]
-    if not found:
-        raise InputError(f"{run}: no best.safetensors and no finished checkpoint in this folder; is it a run folder?")
-    return max(found, key=lambda p: int(p.parent.name))
 
 
 def _open(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,10 +14,8 @@ from torch import Tensor
 from ..config import Modes
 from ..data.images import MAX_PIXELS, as_array, to_8_bit, to_uint8, to_unit
 from ..errors import InputError
+from .engine import Engine
 from .padding import pad_to_multiple
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 T = TypeVar("T", Image.Image, NDArray[np.uint8], Tensor)
 

@@ -14,9 +14,10 @@ import torch
 
 from ..config import Modes, Train, train_config
 from ..console import Progress
+from ..data.batches import Batch, Feed
 from ..data.check import check_files
 from ..data.images import to_unit
-from ..data.loader import Batch, choose_loader, training_batches
+from ..data.loader import choose_loader, training_batches
 from ..data.pairs import Pair, find_pairs, hold_out, splits
 from ..device import resolve_device
 from ..errors import EnvironmentFailed, InputError
@@ -145,9 +146,9 @@ class _Run:
 
     def _batches(self) -> Generator[Batch, None, None]:
         config = self.config
-        return training_batches(
-            self.pairs,
-            config.data,
+        feed = Feed(
+            pairs=self.pairs,
+            data=config.data,
             in_channels=config.generator.in_channels,
             out_channels=config.generator.out_channels,
             batch=config.batch,
@@ -156,6 +157,7 @@ class _Run:
             stop=self.total,
             device=self.device,
         )
+        return training_batches(feed)
 
     def _train(self, batch: Batch, epochs: int) -> None:
         lr = schedule.rate(self.config, epochs)

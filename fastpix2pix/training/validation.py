@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ..config import Data, Modes, Noise, NormStats
+from ..data.batches import Batch
 from ..data.images import to_uint8, to_unit
-from ..data.loader import Batch, validation_batches
+from ..data.loader import validation_batches
 from ..data.pairs import Pair
 from ..evaluation import evaluate_network
 from ..model import Unet

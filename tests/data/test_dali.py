@@ -12,6 +12,7 @@ from PIL import Image
 
 from fastpix2pix.config import Data
 from fastpix2pix.data import dali
+from fastpix2pix.data.batches import Feed
 from fastpix2pix.data.loader import training_batches
 from fastpix2pix.data.pairs import Pair, find_pairs
 from fastpix2pix.errors import EnvironmentFailed, InputError
@@ -27,12 +28,16 @@ def picture(height: int, width: int) -> Image.Image:
     return Image.fromarray((smooth + RNG.integers(-20, 20, smooth.shape)).clip(0, 255).astype(np.uint8))
 
 
+def feed(pairs, data, *, batch=2, start=0, stop=8, device="cpu") -> Feed:
+    options = {"in_channels": 3, "out_channels": 3, "batch": batch, "seed": 5, "start": start, "stop": stop}
+    return Feed(pairs=pairs, data=data, **options, device=torch.device(device))
+
+
 def load(
     pairs, loader, *, load_size=None, crop=64, direction="AtoB", workers=2, batch=2, start=0, stop=8, device="cpu"
 ):
     data = Data(crop_size=crop, load_size=load_size, direction=direction, loader=loader, workers=workers)
-    options = {"in_channels": 3, "out_channels": 3, "batch": batch, "seed": 5, "start": start, "stop": stop}
-    found = list(training_batches(pairs, data, **options, device=device))
+    found = list(training_batches(feed(pairs, data, batch=batch, start=start, stop=stop, device=device)))
     assert [len(b.input) for b in found] == [batch] * (stop - start)
     for tensor in (t for b in found for t in b):
         assert tensor.dtype == torch.uint8
@@ -117,9 +122,8 @@ def test_start_workers_and_batch_change_nothing(tmp_path):
     assert torch.equal(load(pairs, "dali", start=17, stop=60), base[34:])
     assert torch.equal(load(pairs, "dali", batch=40, stop=3), base)
     data = Data(crop_size=64, loader="dali")
-    options = {"in_channels": 3, "out_channels": 3, "batch": 2, "seed": 5, "device": "cpu"}
-    assert list(training_batches(pairs, data, **options, start=4, stop=4)) == []
-    running = training_batches(pairs, data, **options, start=0, stop=10**5)
+    assert list(training_batches(feed(pairs, data, start=4, stop=4))) == []
+    running = training_batches(feed(pairs, data, stop=10**5))
     kept = [next(running) for _ in range(40)]
     running.close()
     assert torch.equal(torch.cat([b.input for b in kept]), base[:80, 0])  # their memory is their own
@@ -186,9 +190,8 @@ def test_refused_files(tmp_path, name, content, reason):
     pairs = find_pairs(tmp_path, "train")
     (found,) = dali.not_supported_reasons(pairs, 3, 3)
     assert re.match(reason, found)
-    options = {"in_channels": 3, "out_channels": 3, "batch": 1, "seed": 0, "start": 0, "stop": 1, "device": "cpu"}
     with pytest.raises(EnvironmentFailed, match=rf"DALI cannot load these pairs: {reason}"):
-        next(dali.training_batches(pairs, Data(), **options))
+        next(dali.training_batches(feed(pairs, Data())))
 
 
 def test_all_reasons_at_once(tmp_path):
@@ -238,10 +241,10 @@ def test_mixed_is_near_pillow(tmp_path, suffix, options, why):
 def test_mixed_batches_survive_later_ones(tmp_path):
     """Under a busy stream: what was handed over must not change when DALI goes on with its buffers."""
     pairs = write(tmp_path, "png", {}, size=272)
-    options = {"in_channels": 3, "out_channels": 3, "batch": 1, "seed": 5, "start": 0, "stop": 300, "device": "cuda"}
     busy = torch.randn(4096, 4096, device="cuda")
     kept = []
-    for batch in training_batches(pairs, Data(load_size=272, loader="dali"), **options):
+    data = Data(load_size=272, loader="dali")
+    for batch in training_batches(feed(pairs, data, batch=1, stop=300, device="cuda")):
         busy = (busy @ busy).clamp(-1, 1)
         kept.append(batch.input.clone())
     alone = load(pairs, "torch", load_size=272, crop=256, batch=1, stop=300)

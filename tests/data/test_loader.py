@@ -14,16 +14,10 @@ from PIL import Image
 
 from fastpix2pix.config import Data
 from fastpix2pix.data import jitter
-from fastpix2pix.data.loader import (
-    CHUNK,
-    _chunk_limit,
-    choose_loader,
-    chunks,
-    training_batches,
-    validation_batches,
-    workers_of,
-)
+from fastpix2pix.data.batches import CHUNK, Feed
+from fastpix2pix.data.loader import choose_loader, training_batches, validation_batches
 from fastpix2pix.data.pairs import Pair, find_pairs
+from fastpix2pix.data.torch_loader import _chunk_limit
 from fastpix2pix.errors import EnvironmentFailed, InputError
 
 RNG = np.random.default_rng(0)
@@ -45,9 +39,13 @@ def pairs(root) -> list[Pair]:
     return find_pairs(root, "train")
 
 
-def batches(pairs, data=DATA, *, channels=(3, 3), batch=2, seed=5, start=0, stop=12, device="cpu"):
+def feed(pairs, data=DATA, *, channels=(3, 3), batch=2, seed=5, start=0, stop=12, device="cpu") -> Feed:
     options = {"in_channels": channels[0], "out_channels": channels[1], "batch": batch, "seed": seed}
-    return training_batches(pairs, data, **options, start=start, stop=stop, device=device)
+    return Feed(pairs=pairs, data=data, **options, start=start, stop=stop, device=torch.device(device))
+
+
+def batches(*args, **options):
+    return training_batches(feed(*args, **options))
 
 
 def joined(found) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +146,7 @@ def test_loading_leaves_the_global_random_state_alone(pairs):
     ("start", "stop", "batch"), [(0, 100, 1), (5, 6, 1), (3, 50, 4), (0, 9, 32), (0, 5, 100), (2, 2, 1)]
 )
 def test_chunks_cover_every_position_once(start, stop, batch):
-    ranges = list(chunks(start, stop, batch))
+    ranges = list(feed([], start=start, stop=stop, batch=batch).chunks())
     assert [p for lo, hi in ranges for p in range(lo, hi)] == list(range(start * batch, stop * batch))
     sizes = [hi - lo for lo, hi in ranges]
     assert all(size % batch == 0 and size <= max(CHUNK, batch) for size in sizes)
@@ -168,9 +166,9 @@ def test_chunks_fit_in_shared_memory():
 
 def test_default_workers():
     cores = len(os.sched_getaffinity(0))
-    assert workers_of(Data()) == min(max(cores - 1, 1), 8)
-    assert workers_of(Data(workers=0)) == 0
-    assert workers_of(Data(workers=20)) == 20
+    assert feed([], Data()).workers == min(max(cores - 1, 1), 8)
+    assert feed([], Data(workers=0)).workers == 0
+    assert feed([], Data(workers=20)).workers == 20
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -11,7 +11,8 @@ from fastpix2pix.config import Discriminator, Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import PatchGAN, Unet, build_discriminator, build_generator
 from fastpix2pix.model.junyanz import convert, from_junyanz, load_pth, save_pth, to_junyanz
-from fastpix2pix.model.weights import load_generator, load_network, load_state, read_record, save_network
+from fastpix2pix.model.load import load_generator
+from fastpix2pix.model.weights import load_network, load_state, read_record, save_network
 
 
 class InstanceNorm(nn.InstanceNorm2d):

@@ -11,7 +11,8 @@ import fastpix2pix
 from fastpix2pix.config import Discriminator, Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import PatchGAN, Unet, build_discriminator, build_generator
-from fastpix2pix.model.weights import infer_config, load_generator, load_network, load_state, read_record, save_network
+from fastpix2pix.model.load import load_generator
+from fastpix2pix.model.weights import infer_config, load_network, load_state, read_record, save_network
 
 SMALL = Generator(depth=5, ngf=4)
 

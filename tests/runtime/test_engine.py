@@ -11,7 +11,8 @@ from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import Unet, build_generator
 from fastpix2pix.model.weights import save_network
 from fastpix2pix.runtime import translator as translator_module
-from fastpix2pix.runtime.engine import TorchEngine, load, resolve_modes
+from fastpix2pix.runtime.engine import TorchEngine
+from fastpix2pix.runtime.load import load, resolve_modes
 from fastpix2pix.runtime.translator import Translator
 
 IMAGE, RUNNING = Modes(), Modes(norm_stats="running")

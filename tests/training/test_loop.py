@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fastpix2pix.data.pairs import find_pairs, read_pair
 from fastpix2pix.errors import EnvironmentFailed, InputError
-from fastpix2pix.model.weights import load_generator
+from fastpix2pix.model.load import load_generator
 from fastpix2pix.training import checkpoint
 from fastpix2pix.training.loop import train
 from fastpix2pix.training.report import read_metrics

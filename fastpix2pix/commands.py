@@ -1,0 +1,256 @@
+"""The commands: each fills a config and calls one function. Imports what it runs only when it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+
+from .config import Direction, Infer, Noise, NormStats, Train
+from .console import say, show_table, write_json
+from .errors import InputError
+
+_Model = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors file or junyanz .pth")]
+_PAIRS = "folder of A|B files, or with A/ and B/; train/ and val/ below or above them"
+_Pairs = Annotated[Positional[Path], arg(metavar="DATA", help=_PAIRS)]
+_JsonFile = Annotated[str | None, arg(metavar="FILE")]
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train a generator on pairs; leaves a run folder with checkpoints, metrics, samples and index.html."""
+
+    data: _Pairs
+    out: Path  # run folder; must not exist yet, or be empty, unless --resume
+    training: OmitArgPrefixes[Train] = field(default_factory=Train)  # of the run
+    resume: bool = False  # continue the run in --out; options given replace the recorded ones
+
+    def __call__(self) -> int:
+        from .training.loop import run
+
+        result = run(self.training, self.data, self.out, resume=self.resume)
+        if result.validation:
+            show_table("modes", result.validation)
+        if result.best:
+            say(f"best: {self.out / 'best.safetensors'} (step {result.best['step']}, modes {result.best['modes']})")
+        how = {"done": "finished", "time": "stopped by --max-minutes"}.get(result.stopped, result.stopped)
+        say(f"{how} at step {result.step} after {result.seconds:.0f} s; look at {self.out / 'index.html'}")
+        return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 0)
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Measure a model on pairs: L1, PSNR, SSIM and match@1."""
+
+    model: _Model
+    data: _Pairs
+    split: Literal["train", "val"] = "val"  # which of them
+    direction: Direction | None = None  # which half is the input; default: the model's record, else AtoB
+    norm_stats: NormStats | None = None  # image or running statistics; default: the model's record, else image
+    noise: Noise | None = None  # dropout off, fixed or random; default: the model's record, else off
+    seed: int = 0  # of the noise
+    size: int | None = None  # pixels a side the images are resized to; default: the model's record, else 256
+    batch: int = 1  # images at a time
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    json: _JsonFile = None  # file for the figures with one row per image; - is stdout
+
+    def __call__(self) -> int:
+        from .console import Progress
+        from .evaluation import evaluate
+
+        with Progress("eval") as progress:
+            found = evaluate(
+                self.model,
+                self.data,
+                split=self.split,
+                direction=self.direction,
+                norm_stats=self.norm_stats,
+                noise=self.noise,
+                seed=self.seed,
+                device=self.device,
+                batch=self.batch,
+                size=self.size,
+                progress=progress.count,
+            )
+        row = {"images": found.images, "l1": found.l1, "psnr": found.psnr, "ssim": found.ssim, "match": found.match}
+        show_table("modes", {str(found.modes): row})
+        write_json(self.json, found.as_dict())
+        return 0
+
+
+@dataclass(frozen=True)
+class InferCommand:
+    """Translate images: fastpix2pix infer MODEL SOURCE... SINK"""
+
+    model: _Model
+    paths: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="SOURCE... SINK", help="images, folders or quoted globs; last, the file or folder for the result"),
+    ]
+    translation: OmitArgPrefixes[Infer] = field(default_factory=Infer)  # of images
+
+    def __call__(self) -> int:
+        from .console import Progress
+        from .interrupt import Interrupt
+        from .runtime.load import load
+        from .runtime.translate import translate_files
+
+        if len(self.paths) < 2:
+            raise InputError("infer takes MODEL SOURCE... SINK: at least one source and, last, a file or folder")
+        o = self.translation
+        g = load(
+            self.model,
+            o.backend,
+            norm_stats=o.norm_stats,
+            noise=o.noise,
+            seed=o.seed,
+            device=o.device,
+            precision=o.precision,
+        )
+        say(f"modes: {', '.join(f'{name} {getattr(g.modes, name)} ({why})' for name, why in g.modes_source.items())}")
+        with Interrupt() as stop, Progress("infer") as progress:
+            summary = translate_files(g, list(self.paths[:-1]), self.paths[-1], o, progress.count, stop)
+        say(f"{summary.count} images in {summary.seconds:.1f} s -> {self.paths[-1]}")
+        return 0 if stop.signal is None else 128 + stop.signal
+
+
+@dataclass(frozen=True)
+class ConvertCommand:
+    """Convert a model between junyanz .pth and .safetensors; the architecture is inferred."""
+
+    source: Positional[Path]  # .pth or .safetensors
+    target: Positional[Path]  # the other one
+    overwrite: bool = False  # replace the target if it exists
+
+    def __call__(self) -> int:
+        from .model.junyanz import convert
+
+        say(convert(self.source, self.target, overwrite=self.overwrite))
+        return 0
+
+
+@dataclass(frozen=True)
+class DataCheckCommand:
+    """Decode every image and name each unmatched, unreadable, odd-width, too small or too large one."""
+
+    data: _Pairs
+    min_size: int = 64  # shortest side of a half that is not too small, pixels
+
+    def __call__(self) -> int:
+        from .console import Progress
+        from .data.check import check_pairs
+
+        with Progress("check") as progress:
+            report = check_pairs(self.data, min_size=self.min_size, progress=progress.count)
+        for problem in report.problems:
+            say(str(problem))
+        say(report.summary())
+        return 0 if report.ok else 4
+
+
+@dataclass(frozen=True)
+class DataCombineCommand:
+    """Join a folder of A images and a folder of B images with matching names into A|B files."""
+
+    a: Positional[Path]  # folder of A images (or of train/ and val/ folders of them)
+    b: Positional[Path]  # folder of B images
+    out: Path  # folder for the A|B files
+    overwrite: bool = False  # replace the folder if it exists
+
+    def __call__(self) -> int:
+        from .console import Progress
+        from .data.check import combine
+
+        with Progress("combine") as progress:
+            count = combine(self.a, self.b, self.out, overwrite=self.overwrite, progress=progress.count)
+        say(f"{count} pairs -> {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class DataDemoCommand:
+    """Paint a set of facades: label maps (A, left) and pictures (B, right)."""
+
+    out: Path  # folder for train/ and val/
+    train: int = 400  # pairs to train on
+    val: int = 50  # pairs to validate on
+    size: int = 256  # side of one picture, pixels
+    seed: int = 0  # of the facades
+    overwrite: bool = False  # replace the folder if it exists
+
+    def __call__(self) -> int:
+        from .console import Progress
+        from .data.synthetic import write_demo_set
+
+        with Progress("paint") as progress:
+            write_demo_set(
+                self.out,
+                train=self.train,
+                val=self.val,
+                size=self.size,
+                seed=self.seed,
+                overwrite=self.overwrite,
+                progress=progress.count,
+            )
+        say(f"{self.train} + {self.val} pairs -> {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class DemoCommand:
+    """Paint data, train a few minutes, evaluate, translate; leaves pictures to look at."""
+
+    out: Path = Path("demo")  # folder for all of it; must not exist yet, or be empty
+    minutes: float = 3.0  # wall time of the training
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+
+    def __call__(self) -> int:
+        from .demo import demo
+
+        return demo(self.out, minutes=self.minutes, device=self.device)
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Say what is installed, what is usable and what to do about the rest."""
+
+    json: _JsonFile = None  # file for the findings; - is stdout
+
+    def __call__(self) -> int:
+        from .doctor import examine, lines
+
+        found = examine()
+        for line in lines(found):
+            say(line)
+        write_json(self.json, found)
+        return 0
+
+
+DataCommand = (
+    Annotated[DataCheckCommand, subcommand("check")]
+    | Annotated[DataCombineCommand, subcommand("combine")]
+    | Annotated[DataDemoCommand, subcommand("demo")]
+)
+
+
+@dataclass(frozen=True)
+class DataCommands:
+    """Check, combine or make pairs."""
+
+    command: OmitArgPrefixes[DataCommand]
+
+    def __call__(self) -> int:
+        return self.command()
+
+
+Command = (
+    Annotated[DemoCommand, subcommand("demo")]
+    | Annotated[TrainCommand, subcommand("train")]
+    | Annotated[EvalCommand, subcommand("eval")]
+    | Annotated[InferCommand, subcommand("infer")]
+    | Annotated[ConvertCommand, subcommand("convert")]
+    | Annotated[DataCommands, subcommand("data")]
+    | Annotated[DoctorCommand, subcommand("doctor")]
+)
