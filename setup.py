@@ -2,4 +2,9 @@
 
 from setuptools import find_packages, setup
 
-setup(packages=find_packages(include=["fastpix2pix", "fastpix2pix.*"]))
+# kernels/ lies at the top and is fastpix2pix.kernels; the link fastpix2pix/kernels shows it to tools that read the tree
+PACKAGES = find_packages(
+    include=["fastpix2pix", "fastpix2pix.*"], exclude=["fastpix2pix.kernels", "fastpix2pix.kernels.*"]
+)
+
+setup(packages=[*PACKAGES, "fastpix2pix.kernels"], package_dir={"fastpix2pix.kernels": "kernels"})

@@ -23,6 +23,10 @@ def _check(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _check_seed(seed: int) -> None:
+    _check(0 <= seed < 2**63, f"seed = {seed}: must be in [0, 2**63)")
+
+
 def _check_choices(config: Any) -> None:
     """Refuse a value outside a field's Literal: dataclasses themselves do not look."""
     for name, hint in get_type_hints(type(config)).items():
@@ -83,7 +87,7 @@ class Modes:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check(self.seed >= 0, f"seed = {self.seed}: must not be negative")
+        _check_seed(self.seed)
 
     def __str__(self) -> str:
         return f"{self.norm_stats}+{self.noise}"
@@ -139,6 +143,9 @@ class Train:
     ema: float = 0.0  # decay per step of an averaged copy of the generator, which is then the model saved; 0 = off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
+    step: Literal["auto", "modules", "explicit"] = "auto"  # modules and autograd, or explicit passes around own kernels
+    impl: Literal["auto", "reference", "triton"] = "auto"  # of the explicit step's kernels: Triton, or plain torch
+    graph: Literal["auto", "on", "off"] = "auto"  # the explicit step as one CUDA graph; auto: where that can be done
     seed: int = 0  # of weights, dropout, order and jitter
     deterministic: bool = False  # ask torch for deterministic algorithms (slower on a GPU; the CPU always is)
     max_steps: int = 0  # stop after this many steps; 0 = no limit
@@ -155,9 +162,10 @@ class Train:
     def __post_init__(self) -> None:
         _check_choices(self)
         self.discriminator()
+        _check_seed(self.seed)
         for name in ("batch", "epochs", "log_steps", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("lambda_l1", "pool", "seed", "max_steps", "max_minutes", "validate_epochs", "checkpoint_steps"):
+        for name in ("lambda_l1", "pool", "max_steps", "max_minutes", "validate_epochs", "checkpoint_steps"):
             _check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}: must not be negative")
         for name in ("lr", "checkpoint_minutes"):
             _check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
@@ -166,6 +174,10 @@ class Train:
         _check(
             0 <= self.decay <= self.epochs,
             f"decay_epochs = {self.decay_epochs}: must be between 0 and epochs = {self.epochs}",
+        )
+        _check(
+            self.impl == "auto" or self.step == "explicit",
+            f"impl = {self.impl}: chooses the kernels of step = explicit; step is {self.step}",
         )
         _check(
             self.data.crop_size % self.generator.multiple == 0,
@@ -215,7 +227,7 @@ class Infer:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check(self.batch >= 1, f"batch = {self.batch}: must be at least 1")
-        _check(self.seed >= 0, f"seed = {self.seed}: must not be negative")
+        _check_seed(self.seed)
 
 
 def train_config(**options: Any) -> Train:

@@ -19,7 +19,7 @@ LAYERS = [
     {"runtime"},
     {"data", "model"},
     {"console"},
-    {"device", "files", "interrupt"},
+    {"device", "files", "interrupt", "kernels"},
     {"config"},
     {"errors"},
 ]
@@ -87,10 +87,20 @@ def test_imports_run_one_way():
     assert wrong == []
 
 
-def test_every_module_is_in_the_wheel_once():
-    from setuptools import find_packages
+def test_every_module_is_in_the_wheel_once(monkeypatch):
+    """What build_py would copy, from the project's own setup.py."""
+    from setuptools.dist import Distribution
 
     root = PACKAGE.parent
-    packages = set(find_packages(str(root), include=["fastpix2pix", "fastpix2pix.*"]))
-    folders = {".".join(p.parent.relative_to(root).parts) for p in PACKAGE.rglob("*.py")}
-    assert folders == packages
+    monkeypatch.chdir(root)
+    given: dict = {}
+    monkeypatch.setattr("setuptools.setup", given.update)
+    exec(compile((root / "setup.py").read_text(), "setup.py", "exec"), {})
+    command = Distribution({**given, "script_name": "setup.py"}).get_command_obj("build_py")
+    command.ensure_finalized()
+    packed = [str(Path(path).resolve()) for _, _, path in command.find_all_modules()]
+    names = [f"{package}.{module}" for package, module, _ in command.find_all_modules()]
+    expected = sorted(str(p.resolve()) for p in [*PACKAGE.rglob("*.py"), *(root / "kernels").glob("*.py")])
+    assert sorted(packed) == sorted(set(expected))
+    assert len(names) == len(set(names))
+    assert "fastpix2pix.kernels.adam" in names

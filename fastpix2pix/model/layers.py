@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import Modes, Norm
+from ..kernels.philox import Noise, dropout_mask
 
 EPS = 1e-5
 MODULE_RULE = Modes(
@@ -65,14 +65,16 @@ def make_norm(norm: Norm, features: int) -> nn.Module:
 
 def noise_mask(
     shape: tuple[int, ...],  # (C, h, w)
-    *key: int,
-) -> Tensor:  # [1, C, h, w] uint8, 0 or 2, on the CPU
-    """A dropout mask that depends on shape and key alone: the same on every device and platform."""
-    # The CPU generator uses 32 bits of its seed, so the whole key is hashed into them.
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
-    # randint, because bernoulli_ draws other numbers in builds with MKL; this is MT19937's lowest bit.
-    return 2 * torch.randint(0, 2, (1, *shape), generator=generator, dtype=torch.uint8, device="cpu")
+    seed: int,
+    block: int,
+    image: int | None = None,  # running number of the image; None: the mask of noise = fixed
+) -> Tensor:  # [1, C, h, w] uint8, 0 or 2, channels-last, on the CPU
+    """A dropout mask that depends on its arguments alone: the same on every device and in every implementation."""
+    channels, height, width = shape
+    # in training, the second counter is the step; here it keeps fixed and random masks apart
+    counters = torch.tensor([seed, 0 if image is None else 1, image or 0])
+    kept = dropout_mask(Noise(counters, block), 1, height * width, channels)
+    return (2 * kept.to(torch.uint8)).view(1, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Dropout(nn.Module):

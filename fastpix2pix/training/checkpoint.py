@@ -19,13 +19,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
 from ..files import remove_folder, written_aside
 from ..model import PatchGAN, Unet
 from ..model.weights import load_network, load_state, save_network
-from .step import State
+from .state import State
 
 FORMAT = 1
 
@@ -47,7 +47,6 @@ def save(
         contiguous = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in everything.items()}
         (aside / "training.safetensors").write_bytes(serialise(contiguous))
         meta = {"format": FORMAT, "counters": counters, "pool": len(state.pool.images)}
-        meta["scaler"] = state.scaler.state_dict()
         (aside / "training.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         for file in aside.iterdir():
             _sync(file)
@@ -92,47 +91,23 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _state_tensors(state: State) -> dict[str, Tensor]:
-    tensors = {"rng/cpu": torch.get_rng_state()}
-    device = next(state.generator.parameters()).device
-    if device.type == "cuda":
-        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
-    for name, adam, net in _optimisers(state):
-        for key, parameter in net.named_parameters():
-            tensors |= {f"{name}/{key}/{moment}": t for moment, t in adam.state[parameter].items()}
+    tensors = state.tensors()
     if state.average is not None:
         tensors |= {f"generator/{key}": t for key, t in state.generator.state_dict().items()}
-    tensors |= {f"pool/{i}": image for i, image in enumerate(state.pool.images)}
-    return tensors
+    return tensors | {f"pool/{i}": image for i, image in enumerate(state.pool.images)}
 
 
 def _restore_tensors(state: State, tensors: dict[str, Tensor], meta: dict[str, Any], folder: Path) -> None:
-    device = next(state.generator.parameters()).device
-    torch.set_rng_state(tensors["rng/cpu"])
-    if device.type == "cuda" and "rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng/cuda"], device)
-    for name, adam, net in _optimisers(state):
-        for key, parameter in net.named_parameters():
-            # moments take the parameter's own layout: the fused Adam walks all of them in storage order
-            saved = {moment: tensors[f"{name}/{key}/{moment}"] for moment in ("exp_avg", "exp_avg_sq")}
-            moments = {moment: torch.empty_like(parameter).copy_(t) for moment, t in saved.items()}
-            adam.state[parameter] = {"step": tensors[f"{name}/{key}/step"].to(device), **moments}
     if state.average is not None:
         raw = {k.removeprefix("generator/"): t for k, t in tensors.items() if k.startswith("generator/")}
         load_state(state.generator, raw, str(folder / "training.safetensors"))
-    state.scaler.load_state_dict(meta["scaler"])
-    state.pool.images = [tensors[f"pool/{i}"].to(device) for i in range(meta["pool"])]
+    state.pool.images = [tensors[f"pool/{i}"].to(state.device) for i in range(meta["pool"])]
+    state.load_tensors(tensors, meta["counters"]["step"])
 
 
 def _load_network(path: Path, network: Literal["generator", "discriminator"], into: Unet | PatchGAN) -> None:
     saved, _ = load_network(path, network)
     load_state(into, saved.state_dict(), str(path))
-
-
-def _optimisers(state: State) -> list[tuple[str, torch.optim.Adam, nn.Module]]:
-    found: list[tuple[str, torch.optim.Adam, nn.Module]] = [("adam_g", state.adam_g, state.generator)]
-    if state.adam_d is not None and state.discriminator is not None:
-        found.append(("adam_d", state.adam_d, state.discriminator))
-    return found
 
 
 def _sync(path: Path) -> None:

@@ -26,7 +26,8 @@ from ..interrupt import Interrupt
 from ..model.weights import save_network
 from . import checkpoint, record, report, schedule
 from .clock import Clock
-from .step import LOSSES, State, build_state, train_step
+from .state import LOSSES, State
+from .step import build_state
 from .validation import Validation, best_modes, better
 
 
@@ -161,7 +162,7 @@ class _Run:
 
     def _train(self, batch: Batch, epochs: int) -> None:
         lr = schedule.rate(self.config, epochs)
-        self.sums += train_step(self.state, to_unit(batch.input), to_unit(batch.target), self.step, lr)
+        self.sums += self.state.step(to_unit(batch.input), to_unit(batch.target), self.step, lr)
         self.summed += 1
         self.step += 1
 
@@ -177,12 +178,12 @@ class _Run:
             "load_ms": 1e3 * lap.loading / lap.steps,
             "step_ms": 1e3 * (lap.seconds - lap.loading) / lap.steps,
         }
-        lr = self.state.adam_g.param_groups[0]["lr"]
+        before = schedule.epochs_done(self.step - 1, self.config.batch, len(self.pairs))
+        lr = schedule.rate(self.config, before)
         self.metrics.write(self.step, {"epoch": self.epochs, "lr": lr, "loss": values, "speed": speed})
         losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         timing = "{img_per_s:.1f} img/s (load {load_ms:.1f} ms, step {step_ms:.1f} ms)".format(**speed)
-        epoch = schedule.epochs_done(self.step - 1, self.config.batch, len(self.pairs)) + 1
-        self.progress.update(self.step, f"epoch {epoch}  {losses}  {timing}")
+        self.progress.update(self.step, f"epoch {before + 1}  {losses}  {timing}")
         self.sums.zero_()
         self.summed = 0
 

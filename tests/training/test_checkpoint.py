@@ -8,7 +8,7 @@ import torch
 from fastpix2pix.config import train_config
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.training import checkpoint
-from fastpix2pix.training.step import build_state, train_step
+from fastpix2pix.training.step import build_state
 
 CPU = torch.device("cpu")
 OPTIONS = {"depth": 5, "ngf": 4, "ndf": 4, "crop_size": 32, "n_layers": 1}
@@ -24,7 +24,7 @@ def trained(steps: int = 3, **options):
 def more_steps(state, start: int, stop: int) -> list[list[float]]:
     draws = torch.Generator().manual_seed(9)
     batches = [torch.rand(2, 2, 3, 32, 32, generator=draws) * 2 - 1 for _ in range(stop)]
-    return [train_step(state, *batches[s], s, 2e-4).tolist() for s in range(start, stop)]
+    return [state.step(*batches[s], s, 2e-4).tolist() for s in range(start, stop)]
 
 
 def write(folder, state, step: int = 3) -> None:

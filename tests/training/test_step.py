@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastpix2pix.config import Train, train_config
-from fastpix2pix.training.step import LOSSES, State, _discriminator_step, build_state, train_step
+from fastpix2pix.training.state import LOSSES, State
+from fastpix2pix.training.step import build_state
 
 CPU = torch.device("cpu")
 OBJECTIVES = ("l1", "gan", "cgan", "l1+gan", "l1+cgan")
@@ -71,7 +72,7 @@ def test_losses_and_updates_of_every_ablation(objective, kind):
         total = total + 100 * l1
     g_gradients = adam_once(g, total, config)
 
-    found = dict(zip(LOSSES, train_step(state, x, y, 0, config.lr).tolist(), strict=True))
+    found = dict(zip(LOSSES, state.step(x, y, 0, config.lr).tolist(), strict=True))
     assert found == pytest.approx(expected, rel=2e-5, abs=1e-6)
     assert_parameters_agree(state.generator, g, g_gradients)
     if d is not None:
@@ -97,7 +98,7 @@ def test_without_l1_its_weight_changes_nothing():
     states = []
     for weight in (0.0, 100.0):
         config, state, x, y = make(objective="cgan", lambda_l1=weight)
-        train_step(state, x, y, 0, config.lr)
+        state.step(x, y, 0, config.lr)
         states.append(state)
     assert all(torch.equal(a, b) for a, b in zip(*(s.generator.parameters() for s in states), strict=True))
 
@@ -105,8 +106,8 @@ def test_without_l1_its_weight_changes_nothing():
 def test_generator_step_leaves_no_gradient_in_the_discriminator():
     config, state, x, y = make()
     _, alone, _, _ = make()
-    train_step(state, x, y, 0, config.lr)
-    _discriminator_step(alone, x, y, alone.generator(x).detach(), 0, config.lr)
+    state.step(x, y, 0, config.lr)
+    alone.discriminator_step(x, y, alone.generator(x).detach(), 0, config.lr)
     assert all(p.requires_grad for p in state.discriminator.parameters())
     for p, q in zip(state.discriminator.parameters(), alone.discriminator.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
@@ -115,7 +116,7 @@ def test_generator_step_leaves_no_gradient_in_the_discriminator():
 def test_ema_follows_its_formula():
     config, state, x, y = make(ema=0.9)
     start = {k: v.clone() for k, v in state.generator.named_parameters()}
-    train_step(state, x, y, 0, config.lr)
+    state.step(x, y, 0, config.lr)
     for name, kept in state.average.named_parameters():
         new = dict(state.generator.named_parameters())[name]
         torch.testing.assert_close(kept, 0.9 * start[name] + 0.1 * new)
@@ -129,7 +130,7 @@ def test_half_precision_stays_near_fp32(precision):
     config, state, x, y = make(precision=precision)
     _, reference, _, _ = make()
     for step in range(5):
-        half, full = (train_step(s, x, y, step, config.lr) for s in (state, reference))
+        half, full = (s.step(x, y, step, config.lr) for s in (state, reference))
     torch.testing.assert_close(half, full, rtol=0.05, atol=0.02)
     assert not torch.equal(half, full)  # it really ran in half precision
     assert all(p.dtype == torch.float32 for p in state.generator.parameters())
@@ -139,7 +140,7 @@ def test_fp16_overflow_moves_nothing_and_halves_the_scale():
     config, state, x, y = make(precision="fp16")
     before = [p.detach().clone() for p in state.generator.parameters()]
     scale = state.scaler.get_scale()
-    train_step(state, x * 1e30, y, 0, config.lr)
+    state.step(x * 1e30, y, 0, config.lr)
     assert all(torch.equal(a, b) for a, b in zip(before, state.generator.parameters(), strict=True))
     assert state.scaler.get_scale() == scale / 2
 
@@ -155,7 +156,7 @@ def test_same_seed_same_weights_other_seed_other_weights():
 
 def test_networks_and_gradients_are_channels_last():
     config, state, x, y = make()
-    train_step(state, x, y, 0, config.lr)
+    state.step(x, y, 0, config.lr)
     for p in state.generator.parameters():
         if p.ndim == 4 and p.shape[1] > 1:
             assert p.is_contiguous(memory_format=torch.channels_last)
@@ -167,7 +168,7 @@ def test_four_pairs_can_be_learned_by_heart():
     x, y = x.repeat(2, 1, 1, 1), torch.nn.functional.avg_pool2d(y, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
     y = torch.cat((y, y.flip(3)))
     x = torch.cat((x[:2], x[2:].flip(3)))
-    first = train_step(state, x, y, 0, config.lr)[3].item()
+    first = state.step(x, y, 0, config.lr)[3].item()
     for step in range(1, 150):
-        last = train_step(state, x, y, step, config.lr)[3].item()
+        last = state.step(x, y, step, config.lr)[3].item()
     assert last < 0.15 * first, (first, last)

@@ -1,0 +1,1 @@
+"""Measurements and tables about the project. Run from the repository: `python -m bench.NAME`."""

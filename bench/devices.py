@@ -1,0 +1,115 @@
+"""Where a check runs and at what size: facts for the record, and the settings of a real and of a small run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastpix2pix.config import Train, train_config
+
+ROOT = Path(__file__).resolve().parents[1]
+Pair = tuple[Tensor, Tensor]  # x, y: [N, C, H, W] fp32 in [-1, 1], channels-last
+
+
+class Setting(NamedTuple):
+    """What is run."""
+
+    device: torch.device
+    batches: tuple[int, ...]
+    options: dict[str, Any]  # of train_config: the networks and the crop
+    curve_steps: int
+    sides: tuple[int, int]  # of the square matrices for the matmul peak, and of those copied for the bandwidth
+    rounds: int  # of interleaved timing
+    sample_s: float  # seconds one timing sample lasts, at least
+    compile_backend: str
+
+    def config(self, batch: int, **options: Any) -> Train:
+        """Training options of this setting."""
+        return train_config(device=self.device.type, batch=batch, **self.options, **options)
+
+
+def setting(device: torch.device, small: bool) -> Setting:
+    """unet_256 with the 70x70 PatchGAN at batch 1, 16 and 64; or, to test the harness, networks of a few channels."""
+    if not small:
+        return Setting(device, (1, 16, 64), {}, 200, (8192, 16384), 9, 0.15, "inductor")
+    tiny = {"depth": 5, "ngf": 4, "ndf": 4, "n_layers": 1, "crop_size": 32}
+    return Setting(device, (2,), tiny, 4, (64, 64), 2, 0.0, "eager")
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Device, versions, commit and date of a record."""
+    import numpy
+
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = None
+    found = {
+        "device": platform.processor() or platform.machine(),
+        "capability": None,
+        "memory_gib": None,
+        "driver": None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["device"], found["capability"] = properties.name, f"{properties.major}.{properties.minor}"
+        found["memory_gib"] = round(properties.total_memory / 2**30, 1)
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found["driver"] = (_output(query) or "unknown").splitlines()[0]
+    return found
+
+
+def commit() -> str:
+    """Short hash of HEAD, "-dirty" where files differ; without git FASTPIX2PIX_COMMIT, else "unknown"."""
+    head = _output(["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"])
+    if head is None:
+        return os.environ.get("FASTPIX2PIX_COMMIT", "unknown")
+    changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
+    return f"{head}-dirty" if changed else head
+
+
+def result_path(found: dict[str, Any]) -> Path:
+    """bench/results/<gpu>-<commit>.json"""
+    gpu = re.sub(r"[^a-z0-9]+", "-", str(found["device"]).lower()).strip("-")
+    return ROOT / "bench" / "results" / f"{gpu}-{found['commit']}.json"
+
+
+def _output(command: Sequence[str]) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def synthetic_pairs(config: Train, count: int, device: torch.device, seed: int = 1) -> list[Pair]:
+    """`count` batches of smooth random pictures; y is x inverted, its channels rolled, a learnable map."""
+    draws = torch.Generator().manual_seed(seed)
+    size, n = config.data.crop_size, config.batch
+    pairs = []
+    for _ in range(count):
+        coarse = torch.rand(n, 3, 8, 8, generator=draws).to(device) * 2.4 - 1.2
+        x = F.interpolate(coarse, (size, size), mode="bicubic").clamp(-1, 1)
+        grain = torch.rand(n, 3, size, size, generator=draws).to(device) * 0.1 - 0.05
+        x = (x + grain).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+        pairs.append((x, (-x.roll(1, 1)).contiguous(memory_format=torch.channels_last)))
+    return pairs

@@ -1,0 +1,121 @@
+"""The record of a check: one row after the other, on disk as soon as it is known, within a time budget."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastpix2pix.errors import CheckFailed
+from fastpix2pix.files import write_text
+
+Values = dict[str, Any]
+
+
+class Skipped(Exception):
+    """A row that cannot be had here; the message is the reason."""
+
+
+class Mismatch(CheckFailed):
+    """Numbers that are wrong, with what was measured."""
+
+    def __init__(self, message: str, values: Values | None = None) -> None:
+        super().__init__(message)
+        self.values = values or {}
+
+
+class Report:
+    """Rows {part, row, status: ok | failed | skipped, reason, seconds, values}, rewritten to `path` after each.
+
+    A row starts only while its part has time; a part may use up the shares of the parts before it. Rows of other parts
+    that `path` already holds, from the same device, versions and clean commit, are kept.
+    """
+
+    def __init__(self, path: Path, facts: Values, budget: float, shares: dict[str, float]) -> None:
+        self.path, self.facts, self.budget = path, facts, budget
+        self.start = time.monotonic()
+        self.rows = self._kept(set(shares))
+        self.lost = ""  # the row in which the CUDA context broke
+        total, done = sum(shares.values()), 0.0
+        self.deadlines = {}
+        for part, share in shares.items():
+            done += share
+            self.deadlines[part] = budget * done / total
+        self.save()
+
+    def _kept(self, parts: set[str]) -> list[Values]:
+        if not self.path.exists() or self.facts["commit"].endswith("dirty"):
+            return []
+        old = json.loads(self.path.read_text(encoding="utf-8"))
+        same = {k: v for k, v in old["facts"].items() if k != "date"} == {
+            k: v for k, v in self.facts.items() if k != "date"
+        }
+        return [row for row in old["rows"] if row["part"] not in parts] if same else []
+
+    def save(self) -> None:
+        """Write the file aside and rename it."""
+        record = {"facts": self.facts, "budget_s": self.budget, "rows": self.rows}
+        write_text(self.path, json.dumps(record, indent=1) + "\n")
+
+    def left(self, part: str) -> float:
+        """Seconds that `part` still has."""
+        return self.deadlines[part] - (time.monotonic() - self.start)
+
+    def add(self, part: str, row: str, status: str, reason: str = "", seconds: float = 0.0, **values: Any) -> None:
+        """Append a row and save."""
+        found = {"part": part, "row": row, "status": status, "reason": reason, "seconds": round(seconds, 3)}
+        self.rows.append(found | {"values": values})
+        self.save()
+
+    def run(
+        self, part: str, row: str, function: Callable[[], Values], *, needs: float = 0.0, required: bool = True
+    ) -> bool:
+        """Add the row of what `function` returns; True where that is "ok".
+
+        `needs`: seconds it is known to take. Wrong numbers and, where `required`, any error are "failed"; an error of a
+        row that is not required (a competitor's) is "skipped" with its text.
+        """
+        if self.lost:
+            self.add(part, row, "skipped", f"the CUDA context was lost in {self.lost}")
+            return False
+        if (left := self.left(part)) <= needs:
+            what = f"{max(left, 0):.0f} s left for {part} of a budget of {self.budget:g} s"
+            self.add(part, row, "skipped", f"budget: {what}" + (f"; this needs about {needs:.0f} s" if needs else ""))
+            return False
+        start = time.monotonic()
+        status, reason, values = "ok", "", {}
+        try:
+            values = function()
+            _synchronise()
+        except Skipped as error:
+            status, reason = "skipped", str(error)
+        except Mismatch as error:
+            status, reason, values = "failed", str(error), error.values
+        except torch.OutOfMemoryError as error:
+            status, reason = "skipped", f"out of memory: {_line(error)}"
+        except Exception as error:  # whatever a kernel, a compiler or a driver raises is a result here
+            status, reason = "failed" if required else "skipped", f"{type(error).__name__}: {_line(error)}"
+            try:
+                _synchronise()
+            except Exception as fatal:
+                status, reason, self.lost = "failed", f"{reason}; then {_line(fatal)}", f"{part}: {row}"
+        self.add(part, row, status, reason, time.monotonic() - start, **values)
+        return status == "ok"
+
+    def failures(self) -> list[Values]:
+        """The rows that failed."""
+        return [row for row in self.rows if row["status"] == "failed"]
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _line(error: Exception) -> str:
+    """The message, shortened: enough to know the error by."""
+    return " ".join(str(error).split())[:600]

@@ -1,0 +1,227 @@
+"""Milliseconds per training step: the explicit step and its competitors, in turns in one process.
+
+Nothing is timed before a twin without dropout has agreed with the plain fp32 step: losses of the first step, the
+weights' change in it, and the losses after a few steps, when a CUDA graph is being replayed.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastpix2pix.errors import EnvironmentFailed
+from fastpix2pix.training.graph import WARM_UP
+from fastpix2pix.training.state import State
+
+from .baselines import CompiledGraphStep, CompiledStep, StandardStep
+from .devices import Pair, Setting, synthetic_pairs
+from .report import Mismatch, Report, Skipped, Values
+from .timing import Run, Timing, interleaved
+from .training_checks import exact_fp32, explicit, modules, relative
+
+PART = "steps"
+CHECKED = WARM_UP + 2  # steps: the last two of a graphed one are replays
+FACTOR = 3.0  # relative errors allowed, in errors of autocast, beside these:
+FLOORS = {"first": 0.01, "update": 0.05, "later": 0.05}
+UPDATE_FACTOR = 1.5  # Adam's first step is nearly a sign, so autocast's error is large: 0.5 at batch 1
+WITH_DROPOUT = 0.25  # relative: masks differ between implementations
+
+
+@dataclass
+class Entry:
+    """One competitor at one batch size."""
+
+    name: str
+    build: Callable[..., State]  # (**options of train_config)
+    twin: bool = True  # whether a twin without dropout is built for the check; compiling twice takes minutes
+    needs: float = 0.0  # seconds to build and check
+    required: bool = False  # ours: an error is a failure
+    nchw: bool = False
+    triton: bool = False
+    state: State | None = None
+
+
+def entries(at: Setting, batch: int) -> list[Entry]:
+    """All competitors, the slow to build last."""
+    fp32, bf16 = {"precision": "fp32", "step": "modules"}, {"precision": "bf16", "step": "modules"}
+    device, backend = at.device, at.compile_backend
+
+    def standard(read: bool, **options: object) -> State:
+        return StandardStep(at.config(batch, **fp32, **options), device, read=read)
+
+    def compiled(kind: type[CompiledStep], **options: object) -> State:
+        if kind is CompiledGraphStep and device.type != "cuda":
+            raise Skipped("a CUDA graph needs a CUDA device")
+        return kind(at.config(batch, **bf16, **options), device, backend)
+
+    def ours(impl: str, graph: str, **options: object) -> State:
+        try:
+            return explicit(at, batch, impl, graph, **options)
+        except EnvironmentFailed as error:
+            raise Skipped(str(error)) from None
+
+    minute = 60.0 if backend == "inductor" else 0.0
+    return [
+        Entry("eager fp32 nchw, losses read", partial(standard, True), nchw=True),
+        Entry("eager fp32 nchw", partial(standard, False), nchw=True),
+        Entry("eager bf16 autocast nhwc", partial(modules, at, batch, "bf16")),
+        Entry("explicit bf16 reference", partial(ours, "reference", "off"), required=True),
+        Entry("explicit bf16 triton", partial(ours, "triton", "off"), required=True, triton=True),
+        Entry("explicit bf16 triton graph", partial(ours, "triton", "on"), required=True, triton=True),
+        Entry("torch.compile bf16 nhwc", partial(compiled, CompiledStep), twin=False, needs=minute),
+        Entry(
+            "torch.compile bf16 nhwc, whole-step graph", partial(compiled, CompiledGraphStep), twin=False, needs=minute
+        ),
+    ]
+
+
+def run(report: Report, at: Setting) -> None:
+    """Check, then time, batch size by batch size."""
+    wrong = [row["row"] for row in report.failures() if _concerns_timing(row)]
+    first, *others = at.batches
+    for batch in (first, *reversed(others)):  # the ends first: they have targets
+        _run_batch(report, at, batch, wrong)
+        torch._dynamo.reset()
+        _release(at)
+
+
+def _concerns_timing(row: Values) -> bool:
+    """Whether a failed row makes the explicit step in bf16 doubtful."""
+    return {"kernels": "bfloat16", "gradients": "triton", "curves": "triton"}.get(row["part"], "\n") in row["row"]
+
+
+def _release(at: Setting) -> None:
+    """Give memory back: a captured step is a cycle, and holds its own pool."""
+    gc.collect()
+    if at.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _run_batch(report: Report, at: Setting, batch: int, wrong: list[str]) -> None:
+    truth = Truth(at, batch)
+    if not report.run(PART, f"batch {batch} fp32 and autocast to compare with", truth.find):
+        return
+    ready: dict[str, Entry] = {}
+    for entry in entries(at, batch):
+        row = f"batch {batch} {entry.name}"
+        if entry.triton and wrong:
+            report.add(PART, row, "skipped", f"not timed: {len(wrong)} checks failed, the first {wrong[0]}")
+        elif report.run(PART, f"{row}: check", partial(truth.check, entry), needs=entry.needs, required=entry.required):
+            ready[row] = entry
+    if not ready or not report.run(PART, f"batch {batch} timing", lambda: _time(report, at, batch, ready)):
+        for row in ready:
+            report.add(PART, row, "skipped", "not timed: see the row of the timing")
+
+
+class Truth:
+    """What the plain step in fp32 does from the common weights, and how far autocast is off."""
+
+    def __init__(self, at: Setting, batch: int) -> None:
+        self.at, self.batch = at, batch
+        self.pairs = synthetic_pairs(at.config(batch), CHECKED, at.device, seed=5)
+
+    def find(self) -> Values:
+        """Run both."""
+        with exact_fp32():
+            exact = modules(self.at, self.batch, "fp32", dropout="none")
+            self.losses, self.update = self._trained(exact, self.pairs)
+        losses, update = self._trained(modules(self.at, self.batch, "bf16", dropout="none"), self.pairs)
+        self.plain = self._errors(losses, update)
+        return {"losses": [row.tolist() for row in self.losses.cpu()], "errors of autocast": self.plain}
+
+    def check(self, entry: Entry) -> Values:
+        """Mismatch where a twin of the entry, or the entry itself, does something else. Leaves `entry.state`."""
+        pairs = [(x.contiguous(), y.contiguous()) for x, y in self.pairs] if entry.nchw else self.pairs
+        values: Values = {}
+        if entry.twin:
+            values = self._compare(*self._trained(entry.build(dropout="none"), pairs))
+            _release(self.at)
+        state = entry.build()
+        first = state.step(*pairs[0], 0, state.config.lr).to(self.losses.device)
+        off = float(((first - self.losses[0]).abs() / self.losses[0].abs().clamp(min=0.1)).max())
+        values["first losses with dropout"] = off
+        if not off <= WITH_DROPOUT:
+            raise Mismatch(f"losses of the first step: {first.tolist()}, expected {self.losses[0].tolist()}", values)
+        entry.state = state
+        return values
+
+    def _trained(self, state: State, pairs: list[Pair]) -> tuple[Tensor, Tensor]:
+        """(losses [CHECKED, 4], the weights' change in the first step [n])."""
+        before = _weights(state)
+        kept = []
+        for number, (x, y) in enumerate(pairs):
+            kept.append(state.step(x, y, number, state.config.lr).clone())
+            if number == 0:
+                update = _weights(state).sub_(before)
+        return torch.stack(kept).to(self.at.device), update
+
+    def _errors(self, losses: Tensor, update: Tensor) -> Values:
+        off = (losses - self.losses).abs() / self.losses.abs().clamp(min=0.1)
+        later = [float(error) for error in off[WARM_UP:].max(0).values]
+        return {"first": float(off[0].max()), "update": relative(update, self.update), "later": max(later)}
+
+    def _compare(self, losses: Tensor, update: Tensor) -> Values:
+        errors = self._errors(losses, update)
+        wrong = []
+        for key, floor in FLOORS.items():
+            allowed = (UPDATE_FACTOR if key == "update" else FACTOR) * self.plain[key] + floor
+            if not errors[key] <= allowed:
+                wrong.append(f"{key}: relative error {errors[key]:.3g}, allowed {allowed:.3g}")
+        if wrong:
+            raise Mismatch("; ".join(wrong), errors)
+        return errors
+
+
+def _weights(state: State) -> Tensor:
+    """[n] all parameters of both networks in one order, whatever their memory format."""
+    nets = [net for net in (state.generator, state.discriminator) if net is not None]
+    return torch.cat([p.detach().contiguous().view(-1) for net in nets for p in net.parameters()])
+
+
+def _time(report: Report, at: Setting, batch: int, ready: dict[str, Entry]) -> Values:
+    """Interleaved rounds over all that passed; one row each."""
+    config = at.config(batch)
+    pairs = synthetic_pairs(config, 8 if batch < 64 else 3, at.device, seed=7)  # never one cached input
+    plain = [(x.contiguous(), y.contiguous()) for x, y in pairs]
+    last: dict[str, Tensor] = {}
+
+    def stepper(row: str, entry: Entry) -> Run:
+        numbers, state = itertools.count(1), entry.state
+        given = plain if entry.nchw else pairs
+        assert state is not None
+
+        def step() -> None:
+            number = next(numbers)
+            last[row] = state.step(*given[number % len(given)], number, config.lr)
+
+        return step
+
+    runs: dict[str, Run] = {row: stepper(row, entry) for row, entry in ready.items()}
+    times = interleaved(runs, at.device, at.rounds, at.sample_s)
+    best = [t.median for row, t in times.items() if isinstance(t, Timing) and ready[row].name == "eager fp32 nchw"]
+    for row, timing in times.items():
+        entry = ready[row]
+        if not isinstance(timing, Timing):
+            text = f"{type(timing).__name__}: {' '.join(str(timing).split())[:600]}"
+            report.add(PART, row, "failed" if entry.required else "skipped", text)
+        elif not last[row].isfinite().all():
+            report.add(PART, row, "failed", f"not timed: the losses after it are {last[row].tolist()}")
+        else:
+            values: Values = {
+                "ms": round(timing.median, 4),
+                "quartiles_ms": [round(q, 4) for q in timing.quartiles],
+                "images_per_s": round(batch * 1e3 / timing.median, 1),
+                "samples": timing.samples,
+                "calls": timing.calls,
+                "losses_after": [round(value, 4) for value in last[row].tolist()],
+            }
+            values |= {"times_eager_fp32": round(best[0] / timing.median, 2)} if best else {}
+            report.add(PART, row, "ok", **values)
+    tf32 = torch.backends.cudnn.allow_tf32
+    return {"rounds": at.rounds, "tf32_convolutions": tf32, "cudnn_benchmark": torch.backends.cudnn.benchmark}

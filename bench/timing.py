@@ -1,0 +1,107 @@
+"""Honest times: warmed up, synchronised, rounds interleaved between the competitors, median and spread."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+Run = Callable[[], object]
+WARM_UP = 6  # calls before the first timing: more than graph.WARM_UP, so that a graph is captured by then
+
+
+class Timing(NamedTuple):
+    """Milliseconds per call over several samples of several calls."""
+
+    median: float
+    quartiles: tuple[float, float]
+    fastest: float
+    samples: int
+    calls: int  # per sample
+
+    @classmethod
+    def of(cls, samples: Sequence[float], calls: int) -> Timing:
+        low, median, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+        return cls(median, (low, high), min(samples), len(samples), calls)
+
+
+def sample_ms(run: Run, calls: int, device: torch.device) -> float:
+    """Milliseconds per call: CUDA events around `calls` calls on an idle device; perf_counter on a CPU."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) * 1e3 / calls
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    first.record()
+    for _ in range(calls):
+        run()
+    last.record()
+    torch.cuda.synchronize(device)
+    return first.elapsed_time(last) / calls
+
+
+def calls_for(run: Run, device: torch.device, sample_s: float) -> int:
+    """Calls that fill a sample of `sample_s` seconds."""
+    return min(500, max(1, math.ceil(sample_s * 1e3 / sample_ms(run, 2, device))))
+
+
+def interleaved(
+    runs: dict[str, Run], device: torch.device, rounds: int, sample_s: float
+) -> dict[str, Timing | Exception]:
+    """Times of all, one sample of each per round, the order turned round every second time.
+
+    A competitor that raises is out; its exception is its result.
+    """
+    calls: dict[str, int] = {}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    found: dict[str, Timing | Exception] = {}
+
+    def guarded(name: str, action: Run) -> None:
+        try:
+            action()
+        except Exception as error:
+            found[name] = error
+
+    def prepare(name: str) -> None:
+        for _ in range(WARM_UP if device.type == "cuda" else 1):
+            runs[name]()
+        calls[name] = calls_for(runs[name], device, sample_s)
+
+    for name in runs:
+        guarded(name, lambda name=name: prepare(name))
+    for number in range(rounds):
+        for name in list(runs)[:: -1 if number % 2 else 1]:
+            if name not in found:
+                guarded(name, lambda n=name: samples[n].append(sample_ms(runs[n], calls[n], device)))
+    return {name: found.get(name) or Timing.of(samples[name], calls[name]) for name in runs}
+
+
+def device_ms(
+    runs: Sequence[Run],  # the same work on different memory, so that no cache holds it
+    device: torch.device,
+    sample_s: float = 0.02,
+    samples: int = 5,
+) -> Timing:
+    """Time of one of `runs` on the device alone: on a GPU, all are captured in one CUDA graph, so no launch gaps."""
+    if device.type != "cuda":
+        return Timing.of([sample_ms(run, 1, device) for _ in range(2) for run in runs], 1)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for run in runs:  # libraries choose their algorithms
+            run()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for run in runs:
+            run()
+    graph.replay()
+    replays = calls_for(graph.replay, device, sample_s)
+    times = [sample_ms(graph.replay, replays, device) / len(runs) for _ in range(samples)]
+    return Timing.of(times, replays * len(runs))

@@ -1,0 +1,158 @@
+"""The explicit step in bf16 against the plain one in fp32: gradients of one step, losses of many.
+
+What counts as right is set by the same run: the plain step under bf16 autocast is as far off as bf16 makes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fastpix2pix.training.explicit_step import ExplicitStep
+from fastpix2pix.training.module_step import ModuleStep
+from fastpix2pix.training.stages import How
+from fastpix2pix.training.state import LOSSES, State
+
+from .devices import Pair, Setting, synthetic_pairs
+from .report import Mismatch, Report, Values
+
+FACTOR = 2.0  # errors allowed, in errors of autocast; 1.0 to 1.3 were seen with the reference kernels
+FLOOR = 0.01  # relative error that bf16 may have where autocast is right by chance
+LARGEST = 0.95  # a gradient that is not written at all is off by 1
+FP32 = 5e-3  # relative error allowed in fp32, where only the order of sums and cuDNN's algorithms differ
+SAME_CURVE = 1.15  # final L1 of two runs: at most this ratio apart, either way
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """fp32 convolutions and products without TF32."""
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    old = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = False
+        yield
+    finally:
+        for flag, value in zip(flags, old, strict=True):
+            flag.allow_tf32 = value
+
+
+def modules(at: Setting, batch: int, precision: str, **options: object) -> ModuleStep:
+    """The plain step."""
+    return ModuleStep(at.config(batch, precision=precision, step="modules", **options), at.device)
+
+
+def explicit(at: Setting, batch: int, impl: str, graph: str = "off", **options: object) -> ExplicitStep:
+    """The explicit step, in bf16 unless `options` say otherwise."""
+    chosen = {"precision": "bf16", "step": "explicit", "impl": impl, "graph": graph, **options}
+    config = at.config(batch, **chosen)
+    return ExplicitStep(config, at.device, How(impl=impl))
+
+
+def relative(
+    found: Tensor,
+    exact: Tensor,
+) -> float:
+    """Norm of the difference over the norm; NaN where there is one."""
+    size = exact.double().norm()
+    error = (found.double() - exact.double()).norm()
+    return float(error if size == 0 else error / size)
+
+
+def run_gradients(report: Report, at: Setting) -> None:
+    """The two smaller batch sizes; at every size that is timed, `steps` checks the whole step again."""
+    for batch in at.batches[:2]:
+        for precision in ("fp32", "bf16"):
+            row = f"batch {batch} {precision} triton"
+            report.run("gradients", row, lambda b=batch, p=precision: gradients(at, b, "triton", p))
+
+
+def gradients(at: Setting, batch: int, impl: str, precision: str) -> Values:
+    """Losses and every parameter's gradient of one step at rate 0, without dropout, from the same weights."""
+    ((x, y),) = synthetic_pairs(at.config(batch), 1, at.device)
+    found: dict[str, dict[str, Tensor]] = {}
+    with exact_fp32():
+        for name, state in (
+            ("exact", modules(at, batch, "fp32", dropout="none")),
+            ("autocast", modules(at, batch, "bf16", dropout="none")),
+            ("explicit", explicit(at, batch, impl, precision=precision, dropout="none")),
+        ):
+            losses = state.step(x, y, 0, 0.0)
+            found[name] = dict(zip(LOSSES, losses.clone(), strict=True)) | _gradients_of(state)
+    errors = {
+        key: (relative(found["explicit"][key], exact), relative(found["autocast"][key], exact))
+        for key, exact in found["exact"].items()
+    }
+    usual = sorted(plain for _, plain in errors.values())[len(errors) // 2]
+    wrong = []
+    for key, (error, plain) in errors.items():
+        allowed = min(FACTOR * (plain if key in LOSSES else max(plain, usual)) + FLOOR, LARGEST)
+        if not error <= (FP32 if precision == "fp32" else allowed):
+            wrong.append(f"{key}: relative error {error:.3g}, autocast has {plain:.3g}")
+    values: Values = {"median autocast error": usual, "explicit, autocast": _rounded(errors)}
+    if wrong:
+        raise Mismatch("; ".join(wrong), values)
+    return values
+
+
+def _gradients_of(state: State) -> dict[str, Tensor]:
+    nets = {"generator": state.generator, "discriminator": state.discriminator}
+    arenas = {"generator": state.arena_g, "discriminator": state.arena_d} if isinstance(state, ExplicitStep) else {}
+    found = {}
+    for prefix, net in nets.items():
+        assert net is not None
+        for name, parameter in net.named_parameters():
+            arena = arenas.get(prefix)
+            gradient = parameter.grad if arena is None else arena.gradients[name]
+            assert gradient is not None
+            found[f"{prefix}.{name}"] = gradient.detach().clone()
+    return found
+
+
+def _rounded(errors: dict[str, tuple[float, float]]) -> dict[str, list[float | str]]:
+    def short(value: float) -> float | str:
+        return float(f"{value:.3g}") if math.isfinite(value) else str(value)
+
+    return {key: [short(value) for value in pair] for key, pair in errors.items()}
+
+
+def run_curves(report: Report, at: Setting) -> None:
+    """Three trainings of the same weights on the same pairs, at the first batch size."""
+    batch = at.batches[0]
+    pairs = synthetic_pairs(at.config(batch), 16, at.device, seed=3)
+    final: dict[str, float] = {}
+    runs = {
+        "modules fp32": lambda: modules(at, batch, "fp32", dropout="none"),
+        "modules bf16": lambda: modules(at, batch, "bf16", dropout="none"),
+        "explicit bf16 triton": lambda: explicit(at, batch, "triton", "auto", dropout="none"),
+    }
+    for name, build in runs.items():
+        row = f"batch {batch} {name}"
+        report.run("curves", row, lambda n=name, b=build: curve(b(), pairs, at.curve_steps, n, final))
+
+
+def curve(state: State, pairs: list[Pair], steps: int, name: str, final: dict[str, float]) -> Values:
+    """`steps` steps over the pairs in turn; the mean L1 of the last quarter goes into `final`."""
+    kept = []
+    with exact_fp32():
+        for number in range(steps):
+            kept.append(state.step(*pairs[number % len(pairs)], number, state.config.lr).clone())
+    losses = torch.stack(kept).cpu()
+    final[name] = losses[-max(1, steps // 4) :, 3].mean().item()
+    exact = final.get("modules fp32", math.nan)
+    values: Values = {
+        "steps": steps,
+        "final_l1": round(final[name], 5),
+        "of_fp32": round(final[name] / exact, 4) if exact == exact else None,
+        "losses": dict(zip(LOSSES, losses[:: max(1, steps // 20)].round(decimals=4).T.tolist(), strict=True)),
+    }
+    if not losses.isfinite().all():
+        raise Mismatch(f"losses are not finite from step {int((~losses.isfinite()).any(1).nonzero()[0])} on")
+    ratio = final[name] / exact
+    if exact == exact and not 1 / SAME_CURVE <= ratio <= SAME_CURVE:
+        raise Mismatch(f"final L1 is {ratio:.3f} of fp32's; allowed are {1 / SAME_CURVE:.3f} to {SAME_CURVE}", values)
+    return values

@@ -1,0 +1,166 @@
+"""The explicit step: passes written out, parameters in arenas, every changing number on the device.
+
+Nothing in it waits for the device, depends on the data's values or reads a changing number from the host, so that all
+of it can be one CUDA graph (graph.py). Translated and real images go through the discriminator joined.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import Train
+from ..kernels.adam import adam, advance, found_inf_
+from ..kernels.losses import gan_loss, l1_tanh_loss
+from .arena import Arena
+from .convolution import rows
+from .discriminator_pass import discriminator_backward, discriminator_forward
+from .generator_pass import generator_backward, generator_forward
+from .graph import GraphedBody, use_graph
+from .losses import seen_by_discriminator
+from .stages import How
+from .state import COMPUTE, State
+
+_FIRST_SCALE, _GROWTH, _BACKOFF, _GROWTH_INTERVAL = 65536.0, 2.0, 0.5, 2000  # torch.amp.GradScaler's defaults
+
+
+class ExplicitStep(State):
+    """generator_forward .. generator_backward around one-pass kernels and a flat Adam.
+
+    Dropout's masks come from (seed, step, image), so there is no random state to save.
+    """
+
+    def __init__(self, config: Train, device: torch.device, how: How) -> None:
+        super().__init__(config, device)
+        self.how = how
+        self.graph = GraphedBody(self.body) if use_graph(config, device) else None
+        self.dtype = COMPUTE[self.precision]
+        self.arena_g = Arena(self.generator, self.dtype)
+        self.arena_d = Arena(self.discriminator, self.dtype) if self.discriminator else None
+        self.lr = torch.zeros((), device=device)
+        self.counters = torch.tensor([config.seed, 0, 0], device=device)  # seed, step, first image: Philox
+        self.updates = {n: torch.ones((), dtype=torch.int64, device=device) for n in ("g", "d")}  # next update's number
+        half = self.precision == "fp16"
+        self.scale = torch.full((), _FIRST_SCALE, device=device) if half else None
+        self.growth = torch.zeros((), dtype=torch.int32, device=device)
+        self.found_inf = {n: torch.zeros((), device=device) for n in ("g", "d")} if half else {}
+
+    def step(self, x: Tensor, y: Tensor, number: int, lr: float) -> Tensor:
+        self.lr.fill_(lr)
+        with torch.no_grad():
+            return (self.graph or self.body)(x, y, number)
+
+    def body(
+        self,
+        x: Tensor,  # [N, Ci, H, W] fp32, channels-last
+        y: Tensor,  # [N, Co, H, W] fp32, channels-last
+        number: int,  # only the image pool looks at it
+    ) -> Tensor:  # [4] fp32, LOSSES
+        """`step` but for what the host changes: the rate, and the tensors' contents."""
+        config = self.config
+        condition = x.to(self.dtype)
+        fake, saved = generator_forward(self.generator, self.arena_g.compute, condition, self.counters, self.how)
+        losses = torch.zeros(4, device=x.device)
+        from_gan = None
+        if self.arena_d is not None:
+            real = seen_by_discriminator(condition, y.to(self.dtype), config.conditional)
+            seen = seen_by_discriminator(condition, fake, config.conditional)
+            losses[:2] = self._discriminator(seen, real, number)
+            losses[2:3], from_gan = self._through_discriminator(seen)
+        d_raw = torch.empty_like(rows(fake))
+        weight = config.lambda_l1 if "l1" in config.objective else 0.0
+        losses[3] = l1_tanh_loss(
+            rows(fake).view(-1),
+            rows(y).view(-1),
+            from_gan,
+            weight,
+            d_raw.view(-1),
+            scale=self.scale,
+            impl=self.how.impl,
+        )
+        arena = self.arena_g
+        generator_backward(self.generator, arena.compute, arena.gradients, saved, d_raw, self.how)
+        self._update("g", arena)
+        self._update_scale()
+        advance(self.counters, self.updates["g"], len(x), self.found_inf.get("g"), impl=self.how.impl)
+        self.update_average()
+        return losses
+
+    def _discriminator(self, seen: Tensor, real: Tensor, number: int) -> Tensor:  # [2]: loss on translated, on real
+        assert self.discriminator is not None and self.arena_d is not None
+        arena = self.arena_d
+        joined = torch.cat((self.pool.query(seen, number), real)).contiguous(memory_format=torch.channels_last)
+        logits, saved = discriminator_forward(self.discriminator, arena.compute, joined, 2, self.how)
+        gradient = torch.empty_like(logits)
+        kind, impl = self.config.gan_loss, self.how.impl
+        found = gan_loss(logits, (0.0, 1.0), 0.5, gradient, kind=kind, scale=self.scale, impl=impl)
+        discriminator_backward(arena.compute, arena.gradients, saved, gradient, self.how)
+        self._update("d", arena)
+        self.updates["d"] += 1 if not self.found_inf else (self.found_inf["d"] == 0).to(torch.int64)
+        return found
+
+    def _through_discriminator(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss [1], gradient of the translated images [N * H * W * Co]), through the updated discriminator."""
+        assert self.discriminator is not None and self.arena_d is not None
+        params = self.arena_d.compute
+        logits, saved = discriminator_forward(self.discriminator, params, seen, 1, self.how)
+        gradient = torch.empty_like(logits)
+        kind, impl = self.config.gan_loss, self.how.impl
+        loss = gan_loss(logits, (1.0,), 1.0, gradient, kind=kind, scale=self.scale, impl=impl)
+        dx = discriminator_backward(params, None, saved, gradient, self.how, need_dx=True)
+        channels = self.config.generator.out_channels
+        return loss, rows(dx)[:, -channels:].contiguous().view(-1)
+
+    def _update(self, name: str, arena: Arena) -> None:
+        config, impl = self.config, self.how.impl
+        found_inf = self.found_inf.get(name)
+        if found_inf is not None:
+            found_inf.zero_()
+            for segment in arena.segments:
+                found_inf_(segment.g, found_inf, impl=impl)
+        for segment in arena.segments:
+            adam(
+                segment.p,
+                segment.m,
+                segment.v,
+                segment.g,
+                segment.half,
+                self.lr,
+                self.updates[name],
+                beta1=config.beta1,
+                beta2=config.beta2,
+                scale=self.scale,
+                found_inf=found_inf,
+                impl=impl,
+            )
+
+    def _update_scale(self) -> None:
+        if self.scale is not None:
+            found = torch.maximum(self.found_inf["g"], self.found_inf["d"])
+            torch._amp_update_scale_(self.scale, self.growth, found, _GROWTH, _BACKOFF, _GROWTH_INTERVAL)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {f"updates/{name}": t for name, t in self.updates.items()}
+        for name, arena in self._arenas():
+            for key, (first, second) in arena.moments.items():
+                found |= {f"{name}/{key}/exp_avg": first, f"{name}/{key}/exp_avg_sq": second}
+        if self.scale is not None:
+            found |= {"scale": self.scale, "growth": self.growth}
+        return found
+
+    def load_tensors(self, tensors: dict[str, Tensor], number: int) -> None:
+        for name, updates in self.updates.items():
+            updates.copy_(tensors[f"updates/{name}"])
+        for name, arena in self._arenas():
+            arena.check_addresses()
+            arena.refresh()
+            for key, moments in arena.moments.items():
+                for moment, into in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+                    into.copy_(tensors[f"{name}/{key}/{moment}"])
+        if self.scale is not None:
+            self.scale.copy_(tensors["scale"])
+            self.growth.copy_(tensors["growth"])
+        self.counters.copy_(torch.tensor([self.config.seed, number, number * self.config.batch]))
+
+    def _arenas(self) -> list[tuple[str, Arena]]:
+        return [("adam_g", self.arena_g)] + ([("adam_d", self.arena_d)] if self.arena_d else [])

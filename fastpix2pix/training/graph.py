@@ -1,0 +1,82 @@
+"""The explicit step as one CUDA graph: captured once, then one launch per step.
+
+Inputs are copied into static tensors; the rate, Adam's step number and the dropout counters are device tensors that the
+captured step reads and advances, so a replay does what an eager step would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..config import Train
+from ..errors import EnvironmentFailed
+
+WARM_UP = 3  # real steps run eagerly first: libraries choose their algorithms, kernels are compiled
+
+Body = Callable[[Tensor, Tensor, int], Tensor]  # (x, y, number) -> losses, as ExplicitStep.body
+
+
+def eager_reasons(config: Train, device: torch.device) -> list[str]:
+    """Why the step cannot be a CUDA graph; empty where it can."""
+    reasons = []
+    if config.step != "explicit":
+        reasons.append(f"step = {config.step}: only the explicit step is captured")
+    if device.type != "cuda":
+        reasons.append(f"the device is {device}")
+    if config.pool:
+        reasons.append(f"pool = {config.pool}: the image pool decides on the host")
+    return reasons
+
+
+def use_graph(config: Train, device: torch.device) -> bool:
+    """Whether to capture. graph = on raises EnvironmentFailed with the reasons where it cannot be done."""
+    reasons = eager_reasons(config, device)
+    if config.graph == "on" and reasons:
+        raise EnvironmentFailed(f"graph = on cannot be done: {'; '.join(reasons)}; use graph = auto or off")
+    return config.graph != "off" and not reasons
+
+
+class GraphedBody:
+    """Calls `body` eagerly for the first steps, captures it, and replays it from then on.
+
+    All calls have inputs of one shape (the sampler wraps, so there are no partial batches). The losses returned are
+    overwritten by the next call.
+    """
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.eager = 0
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, x: Tensor, y: Tensor, number: int) -> Tensor:
+        if self.eager < WARM_UP:
+            self.eager += 1
+            return self._on_side_stream(x, y, number)
+        if self.graph is None:
+            self._capture(x, y)
+        assert self.graph is not None
+        self.x.copy_(x)
+        self.y.copy_(y)
+        self.graph.replay()
+        return self.losses
+
+    def _on_side_stream(self, x: Tensor, y: Tensor, number: int) -> Tensor:
+        """As capture will run it; memory given back there is the capture's to use."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            losses = self.body(x, y, number)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        losses.record_stream(torch.cuda.current_stream())
+        return losses
+
+    def _capture(self, x: Tensor, y: Tensor) -> None:
+        """Record the step without running it. `thread_local`: loader threads call CUDA meanwhile."""
+        self.x, self.y = x.clone(), y.clone()
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+            self.losses = self.body(self.x, self.y, 0)

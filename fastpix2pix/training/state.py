@@ -1,0 +1,74 @@
+"""Everything a training step reads and changes: networks, optimisers, average, image pool."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from ..config import Train
+from ..device import resolve_precision
+from ..model import PatchGAN, Unet
+from ..model.weights import init_weights
+from .pool import ImagePool
+
+LOSSES = ("d_fake", "d_real", "g_gan", "g_l1")
+COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class State(ABC):
+    """Networks with seeded weights on a device. Subclasses bring the step and its optimisers."""
+
+    def __init__(self, config: Train, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.precision = resolve_precision(config.precision, device)  # fp32, bf16 or fp16
+        torch.manual_seed(config.seed)  # the modules' dropout; the weights have a generator of their own
+        draws = torch.Generator().manual_seed(config.seed)
+        self.generator = init_weights(Unet(config.generator), draws).to(device).train()
+        self.discriminator: PatchGAN | None = None
+        if config.adversarial:
+            self.discriminator = init_weights(PatchGAN(config.discriminator()), draws).to(device).train()
+        self.average: Unet | None = None  # exponential moving average of the generator
+        if config.ema:
+            self.average = deepcopy(self.generator).eval().requires_grad_(False)
+        self.pool = ImagePool(config.pool, config.seed)
+
+    @property
+    def model(self) -> Unet:
+        """The network that is validated and saved as the model."""
+        return self.average or self.generator
+
+    @abstractmethod
+    def step(
+        self,
+        x: Tensor,  # [N, Ci, H, W] fp32 in [-1, 1], condition, channels-last
+        y: Tensor,  # [N, Co, H, W] fp32 in [-1, 1], target, channels-last
+        number: int,  # of this step, from 0
+        lr: float,
+    ) -> Tensor:  # [4] fp32 on the device, detached, in the order of LOSSES
+        """One update of the discriminator and one of the generator (arXiv 1611.07004, section 3.3).
+
+        D: 0.5 (BCE(D(x, G(x)), 0) + BCE(D(x, y), 1)); then, through the updated D, G: BCE(D(x, G(x)), 1) + lambda L1.
+        D stays in training mode throughout, so its running statistics see fake, real and fake again.
+        """
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What a bit-exact continuation needs beside the weights: moments, loss scale, random state."""
+
+    @abstractmethod
+    def load_tensors(self, tensors: dict[str, Tensor], number: int) -> None:
+        """Take over what `tensors` gave after `number` steps; the weights are loaded. KeyError: not all is there."""
+
+    def update_average(self) -> None:
+        """average = ema * average + (1 - ema) * generator; running statistics are the generator's."""
+        if self.average is None:
+            return
+        with torch.no_grad():
+            mine: list[Tensor] = list(self.average.parameters())
+            theirs: list[Tensor] = list(self.generator.parameters())
+            torch._foreach_lerp_(mine, theirs, 1 - self.config.ema)
+            for kept, new in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                kept.copy_(new)

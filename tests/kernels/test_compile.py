@@ -1,0 +1,94 @@
+"""Kernels become machine code for GPUs this machine may not have; a spill, or too much shared memory, is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastpix2pix.kernels._triton import triton
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.skipif(triton is None, reason="triton is not installed"),
+    pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler tools are for Linux"),
+]
+
+# one case of every kernel, and Adam with far too few threads for its block, which must spill
+COMPILE = """
+import json
+from bench.compile_table import compile_case, kernel_cases
+
+first = {}
+for case in kernel_cases():
+    first.setdefault(case.kernel.__name__, case)
+adam = first["_adam_kernel"]
+crowded = adam._replace(num_warps=1, constexprs=adam.constexprs | {"BLOCK": 4096})
+rows = [(name, sm, compile_case(case, sm)) for name, case in first.items() for sm in (80, 90)]
+rows.append(("crowded", 80, compile_case(crowded, 80)))
+print(json.dumps([[name, sm, *compiled, compiled.refused(sm)] for name, sm, compiled in rows]))
+"""
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Python from the repository's root, where the interpreter is not switched on."""
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=clean, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[tuple[str, int], dict[str, int]]:
+    """(kernel, capability) -> registers, local, shared, refused."""
+    result = run("-c", COMPILE)
+    assert result.returncode == 0, result.stderr
+    keys = ("registers", "local", "shared", "refused")
+    return {(name, sm): dict(zip(keys, values, strict=True)) for name, sm, *values in json.loads(result.stdout)}
+
+
+def test_every_kernel_compiles_without_spills(compiled):
+    of_package = {key: value for key, value in compiled.items() if key[0] != "crowded"}
+    assert {"_adam_kernel", "_gan_loss_kernel", "_mean_kernel"} <= {name for name, _ in of_package}
+    assert {key: value for key, value in of_package.items() if value["refused"]} == {}
+    assert all(8 <= value["registers"] <= 255 for value in of_package.values())
+
+
+def test_a_spill_is_seen_and_refused(compiled):
+    crowded = compiled["crowded", 80]
+    assert crowded["local"] > 0
+    assert crowded["refused"]
+
+
+def test_shared_memory_above_a_limit_is_refused():
+    code = "from bench.compile_table import Compiled as C; c = C(64, 0, 100 << 10)"
+    assert (
+        run("-c", f"{code}; print([sm for sm in (80, 86, 89, 90, 120) if c.refused(sm)])").stdout == "[86, 89, 120]\n"
+    )
+
+
+REFUSED = [
+    ({"TRITON_INTERPRET": "1"}, [], "the interpreter compiles nothing; unset it"),
+    ({}, ["--triton", "bench"], "bench holds no Triton"),
+]
+
+
+@pytest.mark.parametrize(("environment", "arguments", "message"), REFUSED)
+def test_command_refusals(environment, arguments, message):
+    result = run("-m", "bench.compile_table", *arguments, **environment)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_committed_tables_hold_every_kernel():
+    """docs/kernels.md is written by `python -m bench.compile_table --write`, once per Triton version."""
+    names = run(
+        "-c", "from bench.compile_table import kernel_cases; print(*(c.kernel.__name__ for c in kernel_cases()))"
+    )
+    assert names.returncode == 0, names.stderr
+    _, *sections = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8").split("\n## ")
+    assert [section.split("\n")[0] for section in sections] == ["Triton 3.7.1", "Triton 3.6.0"]
+    for section in sections:
+        rows = [line.split("|")[1].strip(" `") for line in section.splitlines() if line.startswith("| `")]
+        assert rows == names.stdout.split(), f"{section.splitlines()[0]}: run python -m bench.compile_table --write"
+        assert " !" not in section

@@ -1,0 +1,69 @@
+"""When the step is captured, and, on a GPU, that replaying it is the same training."""
+
+import pytest
+import torch
+
+from fastpix2pix.config import train_config
+from fastpix2pix.errors import EnvironmentFailed
+from fastpix2pix.training import checkpoint
+from fastpix2pix.training.graph import WARM_UP, eager_reasons, use_graph
+from fastpix2pix.training.step import build_state
+
+SMALL = {
+    "depth": 5,
+    "ngf": 8,
+    "ndf": 8,
+    "n_layers": 2,
+    "crop_size": 32,
+    "step": "explicit",
+    "batch": 2,
+    "device": "cuda",
+}
+
+
+def test_reasons_are_all_named():
+    config = train_config(pool=5)
+    reasons = eager_reasons(config, torch.device("cpu"))
+    assert len(reasons) == 3
+    assert not use_graph(config, torch.device("cpu"))
+    with pytest.raises(EnvironmentFailed, match=r"only the explicit step.*the device is cpu.*image pool"):
+        use_graph(train_config(pool=5, graph="on"), torch.device("cpu"))
+
+
+def test_captured_where_it_can_be():
+    cuda = torch.device("cuda")
+    assert use_graph(train_config(**SMALL), cuda)
+    assert not use_graph(train_config(**SMALL, graph="off"), cuda)
+    assert not use_graph(train_config(**SMALL, pool=1), cuda)
+
+
+def test_on_is_refused_before_anything_is_built():
+    with pytest.raises(EnvironmentFailed, match=r"graph = on cannot be done"):
+        build_state(train_config(graph="on"), torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"precision": "fp32", "ema": 0.9}])
+def test_replay_equals_eager_over_rate_changes_validation_and_resume(tmp_path, options):
+    cuda = torch.device("cuda")
+    draws = torch.Generator().manual_seed(1)
+    steps = WARM_UP + 6
+    data = [
+        tuple((torch.rand(2, 32, 32, 3, generator=draws) * 2 - 1).permute(0, 3, 1, 2).to(cuda) for _ in "xy")
+        for _ in range(steps)
+    ]
+    rates = [2e-4] * (steps - 2) + [1e-4] * 2
+    graphed, eager = (build_state(train_config(**SMALL, **options, graph=g), cuda) for g in ("on", "off"))
+    for n, (x, y) in enumerate(data):
+        if n == steps - 1:  # a validation pass and a checkpoint in between
+            graphed.generator.eval()(x)
+            graphed.generator.train()
+            checkpoint.save(tmp_path / str(n), graphed, {"step": n}, {}, {"step": n})
+        found, expected = (s.step(x, y, n, rates[n]).clone() for s in (graphed, eager))
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)
+    assert graphed.graph.graph is not None
+    assert graphed.counters.tolist() == eager.counters.tolist()
+    resumed = build_state(train_config(**SMALL, **options, graph="on"), cuda)
+    checkpoint.restore(tmp_path / str(steps - 1), resumed)
+    again = resumed.step(*data[-1], steps - 1, rates[-1])
+    torch.testing.assert_close(again, found, rtol=2e-2, atol=1e-2)
