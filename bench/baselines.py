@@ -88,7 +88,7 @@ class CompiledStep(ModuleStep):
         super().__init__(config, device)
         for net in (self.generator, self.discriminator):
             if net is not None:
-                net.compile(backend=backend, dynamic=False)
+                net.compile(backend=backend, dynamic=False, fullgraph=True)
 
 
 class CompiledGraphStep(CompiledStep):

@@ -43,7 +43,7 @@ def setting(device: torch.device, small: bool) -> Setting:
     if not small:
         return Setting(device, (1, 16, 64), {}, 200, (8192, 16384), 9, 0.15, "inductor")
     tiny = {"depth": 5, "ngf": 4, "ndf": 4, "n_layers": 1, "crop_size": 32}
-    return Setting(device, (2,), tiny, 4, (64, 64), 2, 0.0, "eager")
+    return Setting(device, (2,), tiny, 3, (64, 64), 2, 0.0, "eager")
 
 
 def facts(device: torch.device) -> dict[str, Any]:

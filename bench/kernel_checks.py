@@ -134,13 +134,12 @@ def _norm_act(layer: Layer, outs: Outs, groups: int, images: int, dtype: torch.d
             start = (torch.zeros(c, dtype=vector, device=device), torch.ones(c, dtype=vector, device=device))
             running = Running(*start, torch.zeros((), dtype=torch.int64, device=device))
         outputs = [Output(p.array, activation) for p, (activation, _) in zip(written, outs, strict=True)]
-        options = {"images": images, "noise": noise, "impl": impl}
-        stats = norm_act(x_, g_, b_, outputs, groups=groups, running=running, **options)
+        stats = norm_act(x_, g_, b_, outputs, groups=groups, running=running, images=images, noise=noise, impl=impl)
         if not gradients:  # the float64 run is the first
             gradients.extend(_gradients(hidden(x_, g_, b_, stats, images, None), outs, dtype, draws))
         dgamma, dbeta = (torch.full((c,), torch.nan, dtype=vector, device=device) for _ in range(2))
         given = [Output(g.to(kind), activation) for g, (activation, _) in zip(gradients, outs, strict=True)]
-        norm_act_backward(given, x_, g_, b_, stats, dx.array, dgamma, dbeta, **options)
+        norm_act_backward(given, x_, g_, b_, stats, dx.array, dgamma, dbeta, images=images, noise=noise, impl=impl)
         poisoned.clear()
         poisoned.update({f"y{i}": p for i, p in enumerate(written)}, dx=dx)
         found = {name: p.array for name, p in poisoned.items()}
@@ -207,7 +206,7 @@ def _l1(n: int, dtype: torch.dtype, device: torch.device) -> Values:
     def compute(impl: str, to: torch.dtype | None) -> dict[str, Tensor]:
         kind = to or dtype
         gradient = poisoned["gradient"] = Poisoned(1, n, kind, device)
-        given = fake.to(kind), _wide(target, to), from_gan.to(kind)
+        given = fake.to(kind), target if to is None else target.to(to), from_gan.to(kind)
         mean = l1_tanh_loss(*given, 100.0, gradient.array[0], scale=_wide(scale, to), impl=impl)
         return {"mean": mean, "gradient": gradient.array}
 
@@ -239,8 +238,8 @@ def _adam(at: Setting, which: str, dtype: torch.dtype) -> Values:
             lr = torch.tensor(config.lr, device=device)
             for number, g in enumerate(gradients, start=1):
                 step = torch.tensor(number, device=device)
-                options = {"beta1": config.beta1, "beta2": config.beta2, "scale": scale, "impl": impl}
-                adam(p, m, v, g if to is None else g.to(to), copy, lr, step, **options)
+                given = g if to is None else g.to(to)
+                adam(p, m, v, given, copy, lr, step, beta1=config.beta1, beta2=config.beta2, scale=scale, impl=impl)
             results = {"update": p - (start if to is None else start.to(to)), "m": m, "v": v, "p": p}
             return results if copy is None else results | {"half": copy}
 

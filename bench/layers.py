@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fastpix2pix.config import Train
 from fastpix2pix.model import PatchGAN, Unet
+from fastpix2pix.model.layers import Block
 from fastpix2pix.training.convolution import Aten, Node, node_of
 
 from .devices import Setting
@@ -55,7 +57,7 @@ def generator_layers(config: Train, batch: int) -> list[Layer]:
     with torch.device("meta"):
         net = Unet(config.generator).train()
     size = config.data.crop_size
-    return _layers(net, "generator", [*net.down, *net.up], (batch, config.generator.in_channels, size, size))
+    return _layers(net, "generator", _blocks(net.down, net.up), (batch, config.generator.in_channels, size, size))
 
 
 def discriminator_layers(config: Train, batch: int) -> list[Layer]:
@@ -63,21 +65,26 @@ def discriminator_layers(config: Train, batch: int) -> list[Layer]:
     with torch.device("meta"):
         net = PatchGAN(config.discriminator()).train()
     size = config.data.crop_size
-    return _layers(net, "discriminator", list(net.blocks), (batch, config.discriminator().in_channels, size, size))
+    return _layers(net, "discriminator", _blocks(net.blocks), (batch, config.discriminator().in_channels, size, size))
 
 
-def _layers(net: nn.Module, prefix: str, blocks: list[nn.Module], shape: Shape) -> list[Layer]:
+def _blocks(*lists: nn.ModuleList) -> list[Block]:
+    return [block for blocks in lists for block in blocks if isinstance(block, Block)]
+
+
+def _layers(net: nn.Module, prefix: str, blocks: list[Block], shape: Shape) -> list[Layer]:
     """Shapes as a forward pass on no device sees them."""
     names = {block: name for name, block in net.named_modules()}
-    found: dict[nn.Module, Layer] = {}
+    found: dict[Block, Layer] = {}
 
-    def hook(block: nn.Module) -> Callable:
+    def hook(block: Block) -> Callable:
         def record(conv: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
             node = node_of(conv, f"{names[block]}.conv.weight")
             norm = not isinstance(block.norm, nn.Identity)
-            drop = getattr(getattr(block, "dropout", None), "block", None)
-            sizes = (tuple(t.shape) for t in (conv.weight, inputs[0], y))
-            found[block] = Layer(f"{prefix}.{names[block]}", node, *sizes, norm, conv.bias is not None, drop)
+            drop = None if block.dropout is None else block.dropout.block
+            w, bias = block.conv.weight, block.conv.bias is not None
+            name = f"{prefix}.{names[block]}"
+            found[block] = Layer(name, node, _shape(w), _shape(inputs[0]), _shape(y), norm, bias, drop)
 
         return record
 
@@ -88,6 +95,11 @@ def _layers(net: nn.Module, prefix: str, blocks: list[nn.Module], shape: Shape) 
     return [found[block] for block in blocks]
 
 
+def _shape(t: Tensor) -> Shape:
+    n, c, h, w = t.shape
+    return n, c, h, w
+
+
 def run(report: Report, at: Setting) -> None:
     """The device's ceilings, then forward, dgrad and wgrad of every layer."""
     ceilings: Values = {}
@@ -95,7 +107,7 @@ def run(report: Report, at: Setting) -> None:
     for batch in at.batches:
         config = at.config(batch)
         for layer in [*generator_layers(config, batch), *discriminator_layers(config, batch)]:
-            report.run(PART, f"batch {batch} {layer.name}", lambda layer=layer: _times(layer, at, ceilings))
+            report.run(PART, f"batch {batch} {layer.name}", partial(_times, layer, at, ceilings))
 
 
 def _ceilings(at: Setting, into: Values) -> Values:
@@ -132,7 +144,7 @@ def _times(layer: Layer, at: Setting, ceilings: Values) -> Values:
     }
     found: Values = {"x": layer.x, "w": layer.w, "y": layer.y, "copies": copies}
     for name, product in products.items():
-        calls = [lambda arrays=arrays, product=product: product(*arrays) for arrays in sets]
+        calls = [partial(product, *arrays) for arrays in sets]
         timing = device_ms(calls, at.device, min(at.sample_s, 0.02))
         found[name] = {"us": round(timing.median * 1e3, 3), "quartiles_us": [q * 1e3 for q in timing.quartiles]}
         if ceilings:

@@ -15,7 +15,7 @@ WARM_UP = 6  # calls before the first timing: more than graph.WARM_UP, so that a
 
 
 class Timing(NamedTuple):
-    """Milliseconds per call over several samples of several calls."""
+    """Milliseconds per call over several samples (two at least) of several calls."""
 
     median: float
     quartiles: tuple[float, float]
@@ -25,7 +25,7 @@ class Timing(NamedTuple):
 
     @classmethod
     def of(cls, samples: Sequence[float], calls: int) -> Timing:
-        low, median, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(median, (low, high), min(samples), len(samples), calls)
 
 
@@ -48,6 +48,8 @@ def sample_ms(run: Run, calls: int, device: torch.device) -> float:
 
 def calls_for(run: Run, device: torch.device, sample_s: float) -> int:
     """Calls that fill a sample of `sample_s` seconds."""
+    if not sample_s:
+        return 1
     return min(500, max(1, math.ceil(sample_s * 1e3 / sample_ms(run, 2, device))))
 
 
@@ -62,23 +64,22 @@ def interleaved(
     samples: dict[str, list[float]] = {name: [] for name in runs}
     found: dict[str, Timing | Exception] = {}
 
-    def guarded(name: str, action: Run) -> None:
-        try:
-            action()
-        except Exception as error:
-            found[name] = error
-
     def prepare(name: str) -> None:
         for _ in range(WARM_UP if device.type == "cuda" else 1):
             runs[name]()
         calls[name] = calls_for(runs[name], device, sample_s)
 
-    for name in runs:
-        guarded(name, lambda name=name: prepare(name))
-    for number in range(rounds):
-        for name in list(runs)[:: -1 if number % 2 else 1]:
+    def sample(name: str) -> None:
+        samples[name].append(sample_ms(runs[name], calls[name], device))
+
+    order = list(runs)
+    for action, names in [(prepare, order), *((sample, order[:: -1 if n % 2 else 1]) for n in range(rounds))]:
+        for name in names:
             if name not in found:
-                guarded(name, lambda n=name: samples[n].append(sample_ms(runs[n], calls[n], device)))
+                try:
+                    action(name)
+                except Exception as error:
+                    found[name] = error
     return {name: found.get(name) or Timing.of(samples[name], calls[name]) for name in runs}
 
 

@@ -6,8 +6,9 @@ What counts as right is set by the same run: the plain step under bf16 autocast 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,16 +30,13 @@ SAME_CURVE = 1.15  # final L1 of two runs: at most this ratio apart, either way
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """fp32 convolutions and products without TF32."""
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
-    old = [flag.allow_tf32 for flag in flags]
+    """fp32 convolutions without TF32; there are no other products."""
+    old = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
     try:
-        for flag in flags:
-            flag.allow_tf32 = False
         yield
     finally:
-        for flag, value in zip(flags, old, strict=True):
-            flag.allow_tf32 = value
+        torch.backends.cudnn.allow_tf32 = old
 
 
 def modules(at: Setting, batch: int, precision: str, **options: object) -> ModuleStep:
@@ -68,7 +66,7 @@ def run_gradients(report: Report, at: Setting) -> None:
     for batch in at.batches[:2]:
         for precision in ("fp32", "bf16"):
             row = f"batch {batch} {precision} triton"
-            report.run("gradients", row, lambda b=batch, p=precision: gradients(at, b, "triton", p))
+            report.run("gradients", row, partial(gradients, at, batch, "triton", precision))
 
 
 def gradients(at: Setting, batch: int, impl: str, precision: str) -> Values:
@@ -125,19 +123,18 @@ def run_curves(report: Report, at: Setting) -> None:
     batch = at.batches[0]
     pairs = synthetic_pairs(at.config(batch), 16, at.device, seed=3)
     final: dict[str, float] = {}
-    runs = {
-        "modules fp32": lambda: modules(at, batch, "fp32", dropout="none"),
-        "modules bf16": lambda: modules(at, batch, "bf16", dropout="none"),
-        "explicit bf16 triton": lambda: explicit(at, batch, "triton", "auto", dropout="none"),
+    runs: dict[str, Callable[[], State]] = {
+        "modules fp32": partial(modules, at, batch, "fp32", dropout="none"),
+        "modules bf16": partial(modules, at, batch, "bf16", dropout="none"),
+        "explicit bf16 triton": partial(explicit, at, batch, "triton", "auto", dropout="none"),
     }
     for name, build in runs.items():
-        row = f"batch {batch} {name}"
-        report.run("curves", row, lambda n=name, b=build: curve(b(), pairs, at.curve_steps, n, final))
+        report.run("curves", f"batch {batch} {name}", partial(curve, build, pairs, at.curve_steps, name, final))
 
 
-def curve(state: State, pairs: list[Pair], steps: int, name: str, final: dict[str, float]) -> Values:
+def curve(build: Callable[[], State], pairs: list[Pair], steps: int, name: str, final: dict[str, float]) -> Values:
     """`steps` steps over the pairs in turn; the mean L1 of the last quarter goes into `final`."""
-    kept = []
+    state, kept = build(), []
     with exact_fp32():
         for number in range(steps):
             kept.append(state.step(*pairs[number % len(pairs)], number, state.config.lr).clone())

@@ -1,0 +1,260 @@
+"""The GPU check itself, on the CPU with networks of a few channels: what it records, and that it can say no."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.compare import Poisoned, excess
+from bench.devices import result_path, setting, synthetic_pairs
+from bench.gpu_check import PARTS, _parts
+from bench.layers import discriminator_layers, generator_layers
+from bench.precompile import share
+from bench.report import Mismatch, Report, Skipped
+from bench.timing import Timing, interleaved
+from fastpix2pix.config import train_config
+from fastpix2pix.model.unet import macs
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+FACTS = {"device": "cpu", "commit": "0123456789", "date": "today"}
+# One process, as importing torch is the slowest part. Libraries that a GPU machine may lack are made unimportable.
+SCRIPT = """
+import json, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("PIL", "tyro", "torchmetrics", "tensorboard", "matplotlib", "rich"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from bench.gpu_check import main
+from fastpix2pix.kernels import adam
+
+folder = sys.argv[1]
+def check(name, *options):
+    return main(["--device", "cpu", "--small", "--out", f"{folder}/{name}.json", *options])
+
+codes = {"good": check("good"), "late": check("late", "--budget", "0")}
+right = adam._adam_triton
+adam._adam_triton = lambda p, m, v, g, half, lr, *rest: right(p, m, v, g, half, 2 * lr, *rest)
+codes["wrong"] = check("wrong", "--parts", "kernels,steps")
+codes["wrong_step"] = check("wrong_step", "--parts", "steps")
+json.dump(codes, open(f"{folder}/codes.json", "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict:
+    """{name: (exit code, record)} of the runs in SCRIPT."""
+    folder = tmp_path_factory.mktemp("gpu_check")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    codes = json.loads((folder / "codes.json").read_text())
+    return {name: (code, json.loads((folder / f"{name}.json").read_text())) for name, code in codes.items()}
+
+
+def rows(record: dict, part: str, text: str = "") -> list[dict]:
+    return [row for row in record["rows"] if row["part"] == part and text in row["row"]]
+
+
+def test_record_of_a_good_run(runs):
+    code, record = runs["good"]
+    assert code == 0
+    assert {"device", "capability", "driver", "cuda", "torch", "triton", "python", "commit", "date"} <= set(
+        record["facts"]
+    )
+    assert list(dict.fromkeys(row["part"] for row in record["rows"])) == list(PARTS)
+    for row in record["rows"]:
+        assert set(row) == {"part", "row", "status", "reason", "seconds", "values"}
+        assert row["status"] == "ok" or (row["status"] == "skipped" and row["reason"])
+    skipped = [row["row"] for row in record["rows"] if row["status"] == "skipped"]
+    assert len(skipped) == 2 and all("graph" in name for name in skipped), skipped
+
+
+def test_every_kernel_is_checked_in_every_type(runs):
+    checked = Counter(tuple(row["row"].split()[::3][:2]) for row in rows(runs["good"][1], "kernels"))
+    ops = ("norm_act", "bias_act", "gan_loss", "l1_tanh_loss", "adam", "found_inf_")
+    assert set(checked) == {(dtype, op) for dtype in ("bfloat16", "float16", "float32") for op in ops}
+    assert rows(runs["good"][1], "kernels", "dropout 0") and rows(runs["good"][1], "kernels", "relu left")
+    names = [row["row"] for row in rows(runs["good"][1], "kernels")]
+    assert len(names) == len(set(names))
+
+
+def test_every_parameter_has_its_gradient_compared(runs):
+    (fp32, bf16) = rows(runs["good"][1], "gradients")
+    assert len(fp32["values"]["explicit, autocast"]) == len(bf16["values"]["explicit, autocast"]) == 4 + 25 + 5
+
+
+def test_step_times(runs):
+    timed = {row["row"]: row["values"] for row in rows(runs["good"][1], "steps") if "ms" in row["values"]}
+    assert len(timed) == 6
+    for values in timed.values():
+        assert 0 < values["quartiles_ms"][0] <= values["ms"] <= values["quartiles_ms"][1]
+        assert values["images_per_s"] == pytest.approx(2000 / values["ms"], rel=0.01)
+    assert timed["batch 2 eager fp32 nchw"]["times_eager_fp32"] == 1
+
+
+def test_layer_times(runs):
+    ceilings, *layers = rows(runs["good"][1], "layers")
+    assert ceilings["values"]["matmul_tflops"] > 0
+    assert len(layers) == 10 + 3
+    for row in layers:
+        assert all(row["values"][product]["us"] > 0 for product in ("forward", "dgrad", "wgrad"))
+
+
+def test_wrong_kernel_fails_and_is_not_timed(runs):
+    code, record = runs["wrong"]
+    assert code == 4
+    failed = [row for row in record["rows"] if row["status"] == "failed"]
+    assert failed and all("adam" in row["row"] for row in failed)
+    assert "weights" not in failed[0]["reason"].split()[0] or "update is off by" in failed[0]["reason"]
+    (triton, graph) = rows(record, "steps", "triton")
+    for row in (triton, graph):
+        assert row["status"] == "skipped" and "not timed: 2 checks failed" in row["reason"]
+        assert "ms" not in row["values"]
+    assert any("ms" in row["values"] for row in rows(record, "steps", "explicit bf16 reference"))
+
+
+def test_step_finds_a_wrong_kernel_by_itself(runs):
+    code, record = runs["wrong_step"]
+    assert code == 4
+    (failed,) = [row for row in record["rows"] if row["status"] == "failed"]
+    assert failed["row"] == "batch 2 explicit bf16 triton: check" and "update: relative error" in failed["reason"]
+    assert not any("ms" in row["values"] for row in rows(record, "steps", "triton"))
+
+
+def test_spent_budget_skips(runs):
+    code, record = runs["late"]
+    assert code == 0
+    assert record["rows"] and all(row["status"] == "skipped" for row in record["rows"])
+    assert all("budget: 0 s left" in row["reason"] for row in record["rows"])
+
+
+def report(path: Path, **facts: str) -> Report:
+    return Report(path, FACTS | facts, 100.0, {"kernels": 1.0, "steps": 3.0})
+
+
+def test_rows_are_on_disk_as_they_come(tmp_path):
+    path = tmp_path / "results" / "r.json"
+    kept = report(path)
+
+    def wrong() -> dict:
+        raise Mismatch("y is off", {"y": 3.0})
+
+    def absent() -> dict:
+        raise Skipped("no such thing")
+
+    def broken() -> dict:
+        raise RuntimeError("ptxas\n   died")
+
+    assert kept.run("kernels", "a", lambda: {"y": 0.5})
+    for row, function, options in (("b", wrong, {}), ("c", absent, {}), ("d", broken, {}), ("e", broken, {"required": False})):  # fmt: skip  # noqa: E501
+        assert not kept.run("kernels", row, function, **options)
+        assert json.loads(path.read_text())["rows"][-1]["row"] == row
+    assert not kept.run("steps", "f", dict, needs=1e3)
+    found = {row["row"]: (row["status"], row["reason"]) for row in json.loads(path.read_text())["rows"]}
+    assert found["a"] == ("ok", "") and found["b"] == ("failed", "y is off") and found["c"][0] == "skipped"
+    assert found["d"] == ("failed", "RuntimeError: ptxas died") and found["e"][0] == "skipped"
+    assert "this needs about 1000 s" in found["f"][1]
+    assert kept.rows[1]["values"] == {"y": 3.0} and len(kept.failures()) == 2
+    assert kept.left("kernels") < 25 < 74 < kept.left("steps")
+
+
+def test_other_parts_are_kept_for_the_same_device_and_clean_commit(tmp_path):
+    path = tmp_path / "r.json"
+    old = report(path)
+    old.add("curves", "a", "ok")
+    old.add("steps", "b", "ok")
+    assert [row["row"] for row in report(path, date="tomorrow").rows] == ["a"]
+    assert report(path, commit="other").rows == []
+    report(path, commit="0123456789-dirty").add("curves", "c", "ok")
+    assert report(path, commit="0123456789-dirty").rows == []
+
+
+def test_layers_are_those_of_unet_256_and_the_70_pixel_discriminator():
+    config = train_config()
+    generator, discriminator = generator_layers(config, 16), discriminator_layers(config, 16)
+    assert len(generator) + len(discriminator) == 21
+    assert sum(layer.flops for layer in generator) == 2 * 16 * macs(config.generator, 256, 256)
+    assert generator[8].x == (16, 512, 1, 1) and generator[9].x == (16, 1024, 2, 2)
+    assert generator[-1].rows == (16 * 65536, 3) and generator[-1].bias and not generator[-1].norm
+    assert [layer.drop for layer in generator[8:12]] == [0, 1, 2, None]
+    assert [layer.rows for layer in discriminator[-2:]] == [(16 * 961, 512), (16 * 900, 1)]
+
+
+def test_kernels_are_compiled_ahead_once_each():
+    at = setting(CPU, small=True)
+    whole, parts = share(at, 0, 1), [share(at, number, 3) for number in range(3)]
+    assert len(whole) > 50 and sum(map(len, parts)) == len(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda y: y, "right"),
+        (lambda y: y * (1 + 2**-8), "one rounding of bf16"),
+    ],
+)
+def test_excess_allows(change, reason):
+    exact = torch.linspace(-3, 3, 1001, dtype=torch.float64)
+    same = exact.bfloat16()
+    assert excess(change(exact).bfloat16(), same, exact) <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda y: y * 1.05, "a scale"),
+        (lambda y: torch.where(y > 2.9, 0.0, y), "a tail left out"),
+        (lambda y: torch.where(y > 2.99, torch.nan, y), "never written"),
+    ],
+)
+def test_excess_refuses(change, reason):
+    exact = torch.linspace(-3, 3, 1001, dtype=torch.float64)
+    assert not excess(change(exact).bfloat16(), exact.bfloat16(), exact) <= 1
+
+
+@pytest.mark.parametrize("half", ["", "left", "right"])
+def test_poisoned_sees_every_stray_write(half):
+    for at in (0, 255, -1, *([300] if half == "right" else [])):
+        poisoned = Poisoned(4, 100, torch.float16, CPU, half)
+        assert poisoned.array.isnan().all() and poisoned.array.shape == (4, 100)
+        poisoned.array.fill_(1.0)
+        assert poisoned.untouched()
+        poisoned.flat[at] = 0.0
+        assert not poisoned.untouched()
+
+
+def test_interleaved_takes_turns_and_drops_what_raises():
+    order = []
+
+    def broken() -> None:
+        raise ValueError("no")
+
+    runs = {"a": lambda: order.append("a"), "x": broken, "b": lambda: order.append("b")}
+    found = interleaved(runs, CPU, 3, 0.0)
+    assert isinstance(found["a"], Timing) and found["a"].samples == 3
+    assert isinstance(found["x"], ValueError)
+    assert order == ["a", "b", "a", "b", "b", "a", "a", "b"]
+
+
+def test_pairs_are_fresh_pictures_in_range():
+    (x, y), (other, _) = synthetic_pairs(setting(CPU, small=True).config(2), 2, CPU)
+    assert x.shape == (2, 3, 32, 32) and x.is_contiguous(memory_format=torch.channels_last)
+    assert x.abs().max() <= 1 and torch.equal(y, -x.roll(1, 1)) and not torch.equal(x, other)
+
+
+def test_options():
+    assert _parts("steps, layers") == ("steps", "layers") and _parts("") == tuple(PARTS)
+    with pytest.raises(Exception, match="speed: allowed are kernels, gradients"):
+        _parts("kernels,speed")
+    assert result_path({"device": "NVIDIA H100 80GB HBM3", "commit": "abc"}).name == "nvidia-h100-80gb-hbm3-abc.json"
