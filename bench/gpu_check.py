@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fastpix2pix.device import resolve_device
     from fastpix2pix.errors import Fastpix2pixError
 
-    from . import kernel_checks, layers, precompile, step_times, training_checks
+    from . import kernel_cases, layers, precompile, step_times, training_checks
     from .devices import Setting, facts, result_path, setting
     from .report import Report
 
@@ -37,13 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Fastpix2pixError as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return error.exit_code
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True  # shapes do not change; the same for every competitor
     torch.backends.cudnn.allow_tf32 = True  # of fp32 convolutions, as by default
     at, found = setting(device, options.small), facts(device)
     path = options.out or result_path(found)
     report = Report(path, found, options.budget, {part: PARTS[part] for part in PARTS if part in options.parts})
     runners: dict[str, Callable[[Report, Setting], None]] = {
-        "kernels": kernel_checks.run,
+        "kernels": kernel_cases.run,
         "gradients": training_checks.run_gradients,
         "curves": training_checks.run_curves,
         "layers": layers.run,

@@ -1,20 +1,16 @@
-"""Every kernel on every shape that training meets, in bf16, fp16 and fp32, against float64.
+"""Each op once: its Triton kernels against float64, its reference in the same types and NaN around its outputs.
 
 Gradients are zeroed where the float64 pre-activation is next to a kink: either slope is right there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from fastpix2pix.kernels.adam import adam, advance, found_inf_
 from fastpix2pix.kernels.bias_act import bias_act, bias_act_backward
-from fastpix2pix.kernels.dispatch import environment_reasons
-from fastpix2pix.kernels.losses import GAN_KINDS, gan_loss, l1_tanh_loss
+from fastpix2pix.kernels.losses import gan_loss, l1_tanh_loss
 from fastpix2pix.kernels.norm_act import Output, Running, norm_act
 from fastpix2pix.kernels.norm_act_backward import hidden, norm_act_backward
 from fastpix2pix.kernels.philox import Noise
@@ -23,74 +19,11 @@ from fastpix2pix.training.arena import Arena
 
 from .compare import Poisoned, check
 from .devices import Setting
-from .layers import Layer, discriminator_layers, generator_layers
-from .report import Mismatch, Report, Values
+from .layers import Layer
+from .report import Mismatch, Values
 
-PART = "kernels"
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 KINK = 1e-4
-Case = tuple[str, Callable[[], Values]]
 Outs = list[tuple[str, str]]  # activation, and which half of a concatenation it is written to: left, right or neither
-
-
-def run(report: Report, at: Setting) -> None:
-    """All cases, the type that training uses first."""
-    if reasons := environment_reasons(at.device.type):
-        report.add(PART, "all", "skipped", "; ".join(reasons))
-        return
-    for dtype in DTYPES:
-        for batch in at.batches:
-            seen = set()
-            for name, function in cases(at, batch, dtype):
-                if name not in seen:
-                    seen.add(name)
-                    report.run(PART, f"{str(dtype)[6:]} batch {batch} {name}", function)
-
-
-def cases(at: Setting, batch: int, dtype: torch.dtype) -> Iterator[Case]:
-    """(name with the shape, check) for one batch size; equal names are equal cases."""
-    config = at.config(batch)
-    levels = config.generator.depth
-    for number, layer in enumerate(generator_layers(config, batch)):
-        inner = number in (levels - 1, 2 * levels - 1)
-        if number == 2 * levels - 1:
-            outs: Outs = [("tanh", "")]
-        elif number >= levels:
-            outs = [("relu", "right")]
-        else:
-            outs = [("relu", "")] if inner else [("leaky", ""), ("relu", "left")]
-        yield _activation(layer, outs, 1, batch, dtype, at.device)
-        if layer.norm:
-            yield _activation(layer, outs, batch, batch, dtype, at.device)  # instance norm
-    for images, groups in ((2 * batch, 2), (batch, 1)):  # joined, and the generator's pass through it
-        layers = discriminator_layers(config, images)
-        for layer in layers:
-            outs = [("none" if layer is layers[-1] else "leaky", "")]
-            yield _activation(layer, outs, groups, images, dtype, at.device)
-            if layer.norm:
-                yield _activation(layer, outs, images, images, dtype, at.device)
-    logits = discriminator_layers(config, batch)[-1].rows[0]
-    for kind in GAN_KINDS:
-        for targets in ((0.0, 1.0), (1.0,)):
-            name = f"gan_loss {kind} {len(targets)} x {logits}"
-            yield name, partial(_gan_loss, logits, targets, kind, dtype, at.device)
-    pixels, channels = generator_layers(config, batch)[-1].rows
-    yield f"l1_tanh_loss {pixels * channels}", partial(_l1, pixels * channels, dtype, at.device)
-    if batch == at.batches[0]:
-        yield "adam generator", partial(_adam, at, "generator", dtype)
-        yield "adam discriminator", partial(_adam, at, "discriminator", dtype)
-        yield "found_inf_ and advance", partial(_counting, dtype, at.device)
-
-
-def _activation(layer: Layer, outs: Outs, groups: int, images: int, dtype: torch.dtype, device: torch.device) -> Case:
-    shape = "{} x {}".format(*layer.rows)
-    what = " + ".join(f"{activation}{' ' + half if half else ''}" for activation, half in outs)
-    if not layer.norm:
-        bias = ", bias" if layer.bias else ""
-        return f"bias_act {shape} {what}{bias}", partial(_bias_act, layer, outs, dtype, device)
-    noise = "" if layer.drop is None else f", dropout {layer.drop}"
-    check_ = partial(_norm_act, layer, outs, groups, images, dtype, device)
-    return f"norm_act {shape} {what}, groups {groups}{noise}", check_
 
 
 def _draws(device: torch.device) -> torch.Generator:
@@ -111,7 +44,9 @@ def _gradients(h: Tensor, outs: Outs, dtype: torch.dtype, draws: torch.Generator
     return [(_randn(*h.shape, draws=draws) * clear).to(dtype) for _ in outs]
 
 
-def _norm_act(layer: Layer, outs: Outs, groups: int, images: int, dtype: torch.dtype, device: torch.device) -> Values:
+def check_norm_act(
+    layer: Layer, outs: Outs, groups: int, images: int, dtype: torch.dtype, device: torch.device
+) -> Values:
     """Forward and backward, statistics, running statistics and affine gradients."""
     (m, c), draws = layer.rows, _draws(device)
     x = (_randn(m, c, draws=draws) * 0.7 + 2 * _randn(c, draws=draws)).to(dtype)
@@ -151,7 +86,7 @@ def _norm_act(layer: Layer, outs: Outs, groups: int, images: int, dtype: torch.d
     return check(compute, ("mean", "rstd", "dgamma", "dbeta", "running mean", "running var"), lambda: poisoned)
 
 
-def _bias_act(layer: Layer, outs: Outs, dtype: torch.dtype, device: torch.device) -> Values:
+def check_bias_act(layer: Layer, outs: Outs, dtype: torch.dtype, device: torch.device) -> Values:
     """Forward, backward and the bias's gradient."""
     (m, c), draws = layer.rows, _draws(device)
     x = (_randn(m, c, draws=draws) * 0.8).to(dtype)
@@ -179,7 +114,7 @@ def _bias_act(layer: Layer, outs: Outs, dtype: torch.dtype, device: torch.device
     return check(compute, ("dbias",), lambda: poisoned)
 
 
-def _gan_loss(n: int, targets: tuple[float, ...], kind: str, dtype: torch.dtype, device: torch.device) -> Values:
+def check_gan_loss(n: int, targets: tuple[float, ...], kind: str, dtype: torch.dtype, device: torch.device) -> Values:
     """Means and gradient; with a loss scale in fp16, where training has one."""
     logits = (3 * _randn(n * len(targets), draws=_draws(device))).to(dtype)
     scale = torch.tensor(1024.0, device=device) if dtype == torch.float16 else None
@@ -194,7 +129,7 @@ def _gan_loss(n: int, targets: tuple[float, ...], kind: str, dtype: torch.dtype,
     return check(compute, ("means",), lambda: poisoned)
 
 
-def _l1(n: int, dtype: torch.dtype, device: torch.device) -> Values:
+def check_l1_tanh_loss(n: int, dtype: torch.dtype, device: torch.device) -> Values:
     """Mean and gradient, joined with an adversarial one."""
     draws = _draws(device)
     fake, target = _randn(n, draws=draws).tanh().to(dtype), _randn(n, draws=draws).tanh()
@@ -213,7 +148,7 @@ def _l1(n: int, dtype: torch.dtype, device: torch.device) -> Values:
     return check(compute, ("mean",), lambda: poisoned)
 
 
-def _adam(at: Setting, which: str, dtype: torch.dtype) -> Values:
+def check_adam(at: Setting, which: str, dtype: torch.dtype) -> Values:
     """Steps 1 and 2 of both segments of the network's arena, with random gradients."""
     config, device, draws = at.config(1), at.device, _draws(at.device)
     net = Unet(config.generator) if which == "generator" else PatchGAN(config.discriminator())
@@ -248,7 +183,7 @@ def _adam(at: Setting, which: str, dtype: torch.dtype) -> Values:
     return found
 
 
-def _counting(dtype: torch.dtype, device: torch.device) -> Values:
+def check_counting(dtype: torch.dtype, device: torch.device) -> Values:
     """The overflow flag at every place it can hide, and the counters with and without it."""
     wrong = []
     for value, at in ((0.0, 0), (torch.inf, 0), (-torch.inf, 4000), (torch.nan, 4999)):

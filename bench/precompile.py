@@ -14,7 +14,7 @@ import time
 import torch
 
 from .devices import ROOT, Setting, setting
-from .kernel_checks import DTYPES, Case, cases
+from .kernel_cases import DTYPES, Case, cases
 from .report import Report, Values
 
 MEMORY_GIB = 4  # that one process may take on the device: a context and one case at batch 16

@@ -13,13 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fastpix2pix.kernels.dispatch import environment_reasons
 from fastpix2pix.training.explicit_step import ExplicitStep
 from fastpix2pix.training.module_step import ModuleStep
 from fastpix2pix.training.stages import How
 from fastpix2pix.training.state import LOSSES, State
 
 from .devices import Pair, Setting, synthetic_pairs
-from .report import Mismatch, Report, Values
+from .report import Mismatch, Report, Skipped, Values
 
 FACTOR = 2.0  # errors allowed, in errors of autocast; 1.0 to 1.3 were seen with the reference kernels
 FLOOR = 0.01  # relative error that bf16 may have where autocast is right by chance
@@ -46,6 +47,8 @@ def modules(at: Setting, batch: int, precision: str, **options: object) -> Modul
 
 def explicit(at: Setting, batch: int, impl: str, graph: str = "off", **options: object) -> ExplicitStep:
     """The explicit step, in bf16 unless `options` say otherwise."""
+    if impl == "triton" and (reasons := environment_reasons(at.device.type)):
+        raise Skipped("; ".join(reasons))
     chosen = {"precision": "bf16", "step": "explicit", "impl": impl, "graph": graph, **options}
     config = at.config(batch, **chosen)
     return ExplicitStep(config, at.device, How(impl=impl))

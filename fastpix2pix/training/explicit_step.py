@@ -6,6 +6,8 @@ of it can be one CUDA graph (graph.py). Translated and real images go through th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,15 @@ class ExplicitStep(State):
     Dropout's masks come from (seed, step, image), so there is no random state to save.
     """
 
-    def __init__(self, config: Train, device: torch.device, how: How) -> None:
+    def __init__(
+        self,
+        config: Train,
+        device: torch.device,
+        how: How,
+        reduce: Callable[[Tensor], None] | None = None,  # takes each flat gradient before its update: several GPUs
+    ) -> None:
         super().__init__(config, device)
+        self.reduce = reduce
         self.how = how
         self.graph = GraphedBody(self.body) if use_graph(config, device) else None
         self.dtype = COMPUTE[self.precision]
@@ -113,6 +122,9 @@ class ExplicitStep(State):
 
     def _update(self, name: str, arena: Arena) -> None:
         config, impl = self.config, self.how.impl
+        if self.reduce is not None:
+            for segment in arena.segments:
+                self.reduce(segment.g)
         found_inf = self.found_inf.get(name)
         if found_inf is not None:
             found_inf.zero_()

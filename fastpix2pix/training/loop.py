@@ -110,7 +110,7 @@ class _Run:
         return schedule.epochs_done(self.step, self.config.batch, len(self.pairs))
 
     def _loop(self, stop: Interrupt, began: float) -> str:
-        config, clock = self.config, Clock()
+        config, clock, first = self.config, Clock(), self.step
         saved = validated = self.step  # the steps at which the state was last written and measured
         last_save = began
         stopped = "done"
@@ -120,7 +120,7 @@ class _Run:
                     batch = next(batches)
                 before = self.epochs
                 self._train(batch, before)
-                if self.step % config.log_steps == 0 or self.step == self.total:
+                if self.step % config.log_steps == 0:
                     self._log(clock)
                 with clock.away():
                     every = config.validate_epochs
@@ -137,6 +137,8 @@ class _Run:
                 if config.max_minutes and time.monotonic() - began > 60 * config.max_minutes:
                     stopped = "time"
                     break
+        if self.summed and self.step > first:
+            self._log(clock)
         if validated != self.step and stopped in ("done", "time"):
             self._validate()
             saved = -1  # the record of the modes belongs into the checkpoint

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import Train
 from ..device import resolve_precision
 from ..model import PatchGAN, Unet
-from ..model.weights import init_weights
+from ..model.layers import init_weights
 from .pool import ImagePool
 
 LOSSES = ("d_fake", "d_real", "g_gan", "g_l1")

@@ -12,6 +12,7 @@ from fastpix2pix.training import checkpoint
 from fastpix2pix.training.arena import ALIGN, Arena
 from fastpix2pix.training.explicit_step import ExplicitStep
 from fastpix2pix.training.module_step import ModuleStep
+from fastpix2pix.training.stages import How
 from fastpix2pix.training.step import build_state
 
 CPU = torch.device("cpu")
@@ -157,6 +158,23 @@ def test_nothing_in_the_step_waits_for_the_device(precision):
         state.step(x, y, 0, 2e-4)
         with pytest.raises(AssertionError, match="waits"):
             state.lr.item()  # the check itself can fail
+
+
+def test_reduction_sees_every_gradient_before_its_update():
+    config = make().config
+    seen: list[int] = []
+
+    def drop(gradient: Tensor) -> None:
+        seen.append(gradient.data_ptr())
+        gradient.zero_()
+
+    state = ExplicitStep(config, CPU, How(impl="reference"), reduce=drop)
+    before = {k: p.clone() for k, p in state.generator.named_parameters()}
+    ((x, y),) = batches(config, 1)
+    state.step(x, y, 0, 2e-4)
+    assert all(torch.equal(p, before[k]) for k, p in state.generator.named_parameters())
+    segments = (*state.arena_d.segments, *state.arena_g.segments)  # in the order of the updates
+    assert seen == [segment.g.data_ptr() for segment in segments]
 
 
 def test_arena_views_are_the_parameters():

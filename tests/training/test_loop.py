@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,13 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, pairs, small):
     again = train(pairs, tmp_path / "run", resume=True, quiet=True)
     assert (again.step, again.best, again.validation) == (first.step, first.best, first.validation)
     assert (tmp_path / "run" / "best.safetensors").stat().st_mtime_ns == before
+
+
+def test_resuming_with_nothing_left_to_do_in_the_middle_of_an_interval(tmp_path, pairs, small):
+    train(pairs, tmp_path / "run", **small, epochs=4, checkpoint_steps=4, max_steps=5, quiet=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000005")
+    result = train(pairs, tmp_path / "run", resume=True, quiet=True, max_steps=4)
+    assert result.step == 4
 
 
 def test_without_validation_pairs_the_newest_checkpoint_is_the_model(tmp_path, pairs, small):
