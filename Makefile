@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format gpu-check clean
 
 demo: $(READY)  ## paint data, train a few minutes, evaluate, translate; pictures in demo/
 	rm -rf demo
@@ -21,6 +21,9 @@ check: $(READY)  ## lint, format and types
 format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gpu-check:  ## correctness and speed on this machine's GPU; installs nothing: PYTHON needs torch, triton, numpy
+	$(PYTHON) -m bench.gpu_check $(if $(PARTS),--parts $(PARTS)) $(if $(BUDGET),--budget $(BUDGET))
 
 clean:  ## remove the environment and everything made
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -177,6 +177,42 @@ def test_reduction_sees_every_gradient_before_its_update():
     assert seen == [segment.g.data_ptr() for segment in segments]
 
 
+class Order(TorchDispatchMode):
+    """The order in which convolutions read kernels and the optimiser writes half copies, by address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("convolution", "convolution_backward"):
+            self.events.append(("read", args[1 if name == "convolution" else 2].data_ptr()))
+        elif name == "copy_":
+            self.events.append(("write", args[0].data_ptr()))
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_half_kernel_is_read_after_its_update_but_the_discriminator_by_the_generator_step():
+    state = make(precision="bf16")
+    ((x, y),) = batches(state.config, 1)
+    with Order() as order:
+        state.step(x, y, 0, 2e-4)
+    for arena, nets_reads_after in (
+        (state.arena_g, 0),
+        (state.arena_d, 2),
+    ):  # forward and backward through the updated D
+        kernels = {t.data_ptr(): name for name, t in arena.compute.items() if t.ndim == 4}
+        writes = [i for i, e in enumerate(order.events) if e == ("write", arena.weights.half.data_ptr())]
+        reads = [(i, kernels[p]) for i, (kind, p) in enumerate(order.events) if kind == "read" and p in kernels]
+        assert len(writes) == 1
+        after = [name for i, name in reads if i > writes[0]]
+        assert {name: after.count(name) for name in kernels.values()} == dict.fromkeys(
+            kernels.values(), nets_reads_after
+        )
+        assert len(reads) - len(after) == 2 * len(kernels)  # before: one forward, one backward
+
+
 def test_arena_views_are_the_parameters():
     state = make(precision="bf16")
     arena = state.arena_g
