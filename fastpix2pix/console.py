@@ -49,7 +49,7 @@ class Progress:
 
     def __init__(self, title: str, total: int = 0, *, quiet: bool = False) -> None:
         self.title, self.total, self.quiet = title, total, quiet
-        self._shown = 0.0
+        self._shown = time.monotonic()
         self._bar = None
         if not quiet and sys.stderr.isatty():
             from rich.console import Console

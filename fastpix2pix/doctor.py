@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from . import __version__
+from .config import train_config
 from .device import resolve_device, resolve_precision
+from .training.step import resolve_step
 
 # module, what it is for, what to do where it is missing
 _OPTIONAL = (
     ("nvidia.dali", "GPU image decoding (loader = dali)", "pip install 'fastpix2pix[cuda13]' (or cuda12)"),
+    ("triton", "kernels of step = explicit", "pip install triton (Linux)"),
     ("torch.utils.tensorboard", "TensorBoard events of a run", "pip install tensorboard"),
     ("matplotlib", "loss curves of a run", "pip install matplotlib"),
     ("torchmetrics", "PSNR and SSIM", "pip install torchmetrics"),
@@ -41,6 +44,7 @@ def examine() -> dict[str, Any]:
             "device": str(device),
             "precision": resolve_precision("auto", device),
             "loader": "dali" if device.type == "cuda" and dali else "torch",
+            "step": resolve_step(train_config()),
             "backend": "torch",
         },
         "parts": parts,

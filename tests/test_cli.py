@@ -252,8 +252,8 @@ def test_doctor_names_what_auto_means(capsys):
     assert run("doctor", "--json", "-") == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert set(found["auto"]) == {"device", "precision", "loader", "backend"}
-    assert {p["name"] for p in found["parts"]} >= {"dali", "torchmetrics"}
+    assert set(found["auto"]) == {"device", "precision", "loader", "step", "backend"}
+    assert {p["name"] for p in found["parts"]} >= {"dali", "triton", "torchmetrics"}
     assert all(p["usable"] or p["todo"] for p in found["parts"])
     assert "torch" in err
 

@@ -13,14 +13,21 @@ from fastpix2pix.interrupt import Interrupt
 from fastpix2pix.training.clock import Clock
 
 
-def test_plain_lines_are_few_and_on_stderr(capsys):
+def test_plain_lines_are_few_and_on_stderr(capsys, monkeypatch):
+    now = iter(range(1, 2000))
+    monkeypatch.setattr("time.monotonic", lambda: next(now) / 20)  # an update takes a twentieth of a second
     with Progress("train", 1000) as progress:
         for done in range(1, 1001):
             progress.update(done, f"note {done}")
         progress.say("[bold]a line[/bold]")
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["train: 1/1000  note 1", "train: 1000/1000  note 1000", "[bold]a line[/bold]"]
+    first, second, *_, last, said = err.splitlines()
+    assert first == "train: 301/1000  note 301"  # after 15 seconds
+    assert second.startswith("train: 6")
+    assert last == "train: 1000/1000  note 1000"
+    assert said == "[bold]a line[/bold]"
+    assert len(err.splitlines()) == 5
 
 
 def test_quiet_shows_nothing(capsys):
