@@ -1,5 +1,7 @@
 """Adam over a flat arena in one pass: parameter, both moments, gradient, and the half copy the convolutions read.
 
+An argument is an array [n], or rows [A, B, n] at any distance from each other: the part of an arena that is alive.
+
 Rate and step number live on the device, so that a captured CUDA graph follows a schedule. Kingma and Ba 2015, alg. 1,
 without weight decay, with torch.optim.Adam's rounding order of the bias corrections.
 """
@@ -18,11 +20,11 @@ BLOCK = 1024  # numbers per program: two 16-byte loads of each fp32 array per th
 
 
 def adam(
-    p: Tensor,  # [n] fp32 master parameters, updated
-    m: Tensor,  # [n] fp32 first moment, updated
-    v: Tensor,  # [n] fp32 second moment, updated
-    g: Tensor,  # [n] fp32, fp16 or bf16 gradient
-    half: Tensor | None,  # [n] fp16 or bf16 copy of p, written
+    p: Tensor,  # [n] or [A, B, n] fp32 master parameters, updated
+    m: Tensor,  # fp32 first moment, updated; this and the others with the shape and strides of p
+    v: Tensor,  # fp32 second moment, updated
+    g: Tensor,  # fp32, fp16 or bf16 gradient
+    half: Tensor | None,  # fp16 or bf16 copy of p, written
     lr: Tensor,  # [] fp32 on the device
     step: Tensor,  # [] int64 on the device: number of this update, from 1
     *,
@@ -33,7 +35,7 @@ def adam(
     found_inf: Tensor | None = None,  # [] fp32: where not 0, nothing is changed
     impl: str = "auto",
 ) -> None:
-    """One update of n numbers; the arrays must not overlap."""
+    """One update of every number of p; the arrays must not overlap, nor must their rows."""
     if choose("adam", impl, p, not_supported_reasons(p, m, v, g, half)) == "triton":
         _adam_triton(p, m, v, g, half, lr, step, beta1, beta2, eps, scale, found_inf)
         return
@@ -53,8 +55,10 @@ def adam(
 def not_supported_reasons(p: Tensor, m: Tensor, v: Tensor, g: Tensor, half: Tensor | None) -> list[str]:
     """Why the Triton kernel cannot take these arguments."""
     arrays = {"p": p, "m": m, "v": v, "g": g} | ({} if half is None else {"half": half})
-    reasons = [f"{k} {tuple(t.shape)} is not a flat array like p" for k, t in arrays.items() if t.shape != p.shape]
-    reasons += [f"{k} is not contiguous" for k, t in arrays.items() if not t.is_contiguous()]
+    reasons = [f"p {tuple(p.shape)} is neither [n] nor [A, B, n]"] if p.ndim not in (1, 3) else []
+    reasons += [f"{k} {tuple(t.shape)} is not shaped like p" for k, t in arrays.items() if t.shape != p.shape]
+    like = (*p.stride()[:-1], 1)
+    reasons += [f"{k} has strides {t.stride()}; {like} are needed" for k, t in arrays.items() if t.stride() != like]
     reasons += [f"{k} is {arrays[k].dtype}; float32 is needed" for k in "pmv" if arrays[k].dtype != torch.float32]
     return reasons
 
@@ -108,24 +112,25 @@ def _adam_triton(
     logs = [
         math.log(beta) if beta else -math.inf for beta in (beta1, beta2)
     ]  # in double, as 1 - beta: fp32 is too short
+    outer, middle = p.shape[:-1] or (1, 1)
     launch(
         _adam_kernel,
-        (-(-p.numel() // BLOCK),),
+        (-(-p.shape[-1] // BLOCK), middle, outer),
         *(p, m, v, g, half, lr, step, scale, found_inf),
-        *(beta1, 1 - beta1, logs[0], beta2, 1 - beta2, logs[1], eps, p.numel()),
+        *(beta1, 1 - beta1, logs[0], beta2, 1 - beta2, logs[1], eps, *(p.stride()[:-1] or (0, 0)), p.shape[-1]),
         BLOCK=BLOCK,
-        read=p.nbytes + m.nbytes + v.nbytes + g.nbytes,
+        read=p.nbytes + m.nbytes + v.nbytes + g.nbytes,  # of the numbers in the rows: what lies between is not touched
         written=p.nbytes + m.nbytes + v.nbytes + (0 if half is None else half.nbytes),
     )
 
 
 @jit
 def _adam_kernel(
-    p_ptr,  # [n] fp32
-    m_ptr,  # [n] fp32
-    v_ptr,  # [n] fp32
-    g_ptr,  # [n] fp32, fp16 or bf16
-    half_ptr,  # [n] fp16 or bf16, or None
+    p_ptr,  # [A, B, n] fp32
+    m_ptr,  # [A, B, n] fp32
+    v_ptr,  # [A, B, n] fp32
+    g_ptr,  # [A, B, n] fp32, fp16 or bf16
+    half_ptr,  # [A, B, n] fp16 or bf16, or None
     lr_ptr,  # [] fp32
     step_ptr,  # [] int64
     scale_ptr,  # [] fp32, or None
@@ -137,14 +142,17 @@ def _adam_kernel(
     one_minus_beta2,
     log_beta2,
     eps,
+    stride_a,
+    stride_b,
     n,
     BLOCK: tl.constexpr,
 ):
-    """Every number is read once and written once. Taps that never touch a pixel are updated like all others."""
+    """Program (i, b, a): block i of row (a, b). Every number is read once and written once."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if found_inf_ptr is not None:
         n = tl.where(tl.load(found_inf_ptr) == 0, n, 0)
     live = offsets < n
+    offsets += tl.program_id(2).to(tl.int64) * stride_a + tl.program_id(1).to(tl.int64) * stride_b
     p = tl.load(p_ptr + offsets, live, other=0.0)
     m = tl.load(m_ptr + offsets, live, other=0.0)
     v = tl.load(v_ptr + offsets, live, other=0.0)
@@ -208,7 +216,10 @@ def _advance_kernel(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Arena updates (n is a multiple of 64) and odd flat arrays, every gradient type, with and without loss scaling."""
+    """Arena updates (n a multiple of 64) and odd arrays, every gradient type, with and without loss scaling.
+
+    The strides of a flat array are 0, those of a kernel's rows multiples of its channels: 16 divides both.
+    """
     moments = {"p_ptr": "*fp32", "m_ptr": "*fp32", "v_ptr": "*fp32", "lr_ptr": "*fp32", "step_ptr": "*i64"}
     floats = ("beta1", "one_minus_beta1", "log_beta1", "beta2", "one_minus_beta2", "log_beta2", "eps")
     cases = []
@@ -218,7 +229,7 @@ def compile_cases() -> list[CompileCase]:
         ("*fp32", None, False, "i32:16"),
         ("*fp32", "*bf16", True, "i32"),
     ):
-        types = {**moments, "g_ptr": g, **dict.fromkeys(floats, "fp32"), "n": n}
+        types = {**moments, "g_ptr": g, **dict.fromkeys(floats, "fp32"), "n": n, "stride_a": n, "stride_b": n}
         types |= {"half_ptr": half} if half else {}
         types |= {"scale_ptr": "*fp32", "found_inf_ptr": "*fp32"} if scaled else {}
         absent = {name: None for name in ("half_ptr", "scale_ptr", "found_inf_ptr") if name not in types}

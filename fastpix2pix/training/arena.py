@@ -7,7 +7,7 @@ padded to 256 bytes and seen through a view; kernels are channels-last views.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +18,18 @@ ALIGN = 64  # elements: 256 bytes of fp32, 128 of half
 
 @dataclass(frozen=True)
 class Segment:
-    """Flat arrays of equal length."""
+    """Flat arrays of equal length, or the same part of each."""
 
     p: Tensor  # [n] fp32 master parameters
     m: Tensor  # [n] fp32 first moment
     v: Tensor  # [n] fp32 second moment
     g: Tensor  # [n] gradient
     half: Tensor | None  # [n] half copy of p; None in fp32
+
+    def part(self, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Segment:
+        """A part of each array, by numbers from its beginning."""
+        p, m, v, g = (t.as_strided(shape, strides, offset) for t in (self.p, self.m, self.v, self.g))
+        return Segment(p, m, v, g, None if self.half is None else self.half.as_strided(shape, strides, offset))
 
 
 class Arena:
@@ -64,6 +69,30 @@ class Arena:
     def segments(self) -> tuple[Segment, Segment]:
         """Both, in the order they are updated."""
         return self.weights, self.vectors
+
+    def without_border(self, kernels: Sequence[str]) -> list[Segment]:
+        """The segments less the outer 12 of the 16 taps of the 4x4 kernels named, which follow the arena's order.
+
+        A kernel's middle taps are two runs of 2 I numbers for every O: one part [O, 2, 2 I] per kernel.
+        """
+        parts: list[Segment] = []
+        start = 0
+        for name in kernels:
+            kernel = self.gradients[name]
+            outer, inner, *_ = kernel.shape
+            offset = int(kernel.storage_offset())
+            if offset > start:
+                parts.append(self.weights.part(start, (offset - start,), (1,)))
+            parts.append(self.weights.part(offset + 5 * inner, (outer, 2, 2 * inner), (16 * inner, 4 * inner, 1)))
+            start = offset + _padded(kernel.numel())
+        parts.append(self.weights.part(start, (len(self.weights.p) - start,), (1,)))
+        return [*parts, self.vectors]
+
+    def border_is_at_rest(self, kernels: Sequence[str]) -> bool:
+        """Whether both moments of those 12 taps are 0. Reads the device, once."""
+        moments = [moment for name in kernels for moment in self.moments[name]]
+        moving = [moment.count_nonzero() - moment[..., 1:3, 1:3].count_nonzero() for moment in moments]
+        return not moving or not torch.stack(moving).any().item()
 
     def refresh(self) -> None:
         """Write the half copies anew, after something else than the optimiser changed the parameters in place."""

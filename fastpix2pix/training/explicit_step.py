@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ..config import Train
+from ..errors import InputError
 from ..kernels.adam import adam, advance, found_inf_
 from ..kernels.losses import gan_loss, l1_tanh_loss
-from .arena import Arena
+from .arena import Arena, Segment
 from .convolution import rows
 from .discriminator_pass import discriminator_backward, discriminator_forward
-from .generator_pass import generator_backward, generator_forward
+from .generator_pass import generator_backward, generator_forward, idle_border
 from .graph import GraphedBody, use_graph
 from .losses import seen_by_discriminator
 from .stages import How
@@ -38,6 +39,7 @@ class ExplicitStep(State):
         device: torch.device,
         how: How,
         reduce: Callable[[Tensor], None] | None = None,  # takes each flat gradient before its update: several GPUs
+        skip_idle: bool = True,  # leave taps alone that never meet a pixel, where that changes nothing
     ) -> None:
         super().__init__(config, device)
         self.reduce = reduce
@@ -46,6 +48,8 @@ class ExplicitStep(State):
         self.dtype = COMPUTE[self.precision]
         self.arena_g = Arena(self.generator, self.dtype)
         self.arena_d = Arena(self.discriminator, self.dtype) if self.discriminator else None
+        self.skip_idle = skip_idle
+        self.parts = self._parts()
         self.lr = torch.zeros((), device=device)
         self.counters = torch.tensor([config.seed, 0, 0], device=device)  # seed, step, first image: Philox
         self.updates = {n: torch.ones((), dtype=torch.int64, device=device) for n in ("g", "d")}  # next update's number
@@ -55,6 +59,9 @@ class ExplicitStep(State):
         self.found_inf = {n: torch.zeros((), device=device) for n in ("g", "d")} if half else {}
 
     def step(self, x: Tensor, y: Tensor, number: int, lr: float) -> Tensor:
+        size = self.config.data.crop_size
+        if x.shape[2:] != (size, size):  # another size would wake taps that are not updated
+            raise InputError(f"a batch of {x.shape[2]}x{x.shape[3]} pixels: crop_size = {size} is what this step takes")
         self.lr.fill_(lr)
         with torch.no_grad():
             return (self.graph or self.body)(x, y, number)
@@ -130,7 +137,7 @@ class ExplicitStep(State):
             found_inf.zero_()
             for segment in arena.segments:
                 found_inf_(segment.g, found_inf, impl=impl)
-        for segment in arena.segments:
+        for segment in self.parts[name]:
             adam(
                 segment.p,
                 segment.m,
@@ -145,6 +152,19 @@ class ExplicitStep(State):
                 found_inf=found_inf,
                 impl=impl,
             )
+
+    def _parts(self) -> dict[str, list[Segment]]:
+        """What Adam updates of each arena.
+
+        A tap without pixels has gradient 0; while its moments are 0 too, its update is exactly 0 and can be left out.
+        """
+        parts = {"g": list(self.arena_g.segments)}
+        if self.arena_d is not None:
+            parts["d"] = list(self.arena_d.segments)
+        kernels = idle_border(self.config) if self.skip_idle else []
+        if kernels and self.arena_g.border_is_at_rest(kernels):
+            parts["g"] = self.arena_g.without_border(kernels)
+        return parts
 
     def _update_scale(self) -> None:
         if self.scale is not None:
@@ -169,6 +189,9 @@ class ExplicitStep(State):
             for key, moments in arena.moments.items():
                 for moment, into in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
                     into.copy_(tensors[f"{name}/{key}/{moment}"])
+        self.parts = self._parts()
+        if self.graph is not None:
+            self.graph.forget()
         if self.scale is not None:
             self.scale.copy_(tensors["scale"])
             self.growth.copy_(tensors["growth"])

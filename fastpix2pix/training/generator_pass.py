@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..config import Train
 from ..kernels.bias_act import bias_act
 from ..kernels.norm_act import Output
 from ..kernels.philox import Noise
@@ -27,6 +28,20 @@ class Saved:
 
     down: list[Stage] = field(default_factory=list)
     up: list[Stage] = field(default_factory=list)
+
+
+def idle_border(config: Train) -> list[str]:
+    """State names of the 4x4 kernels whose outer 12 taps never meet a pixel of a training image.
+
+    Crops of 2**depth pixels leave 2x2 to the innermost down-block: with padding 1 its single output sees them through
+    the middle taps, and the others see padding. A transposed up-block makes 2x2 out of one pixel by the same taps.
+    (The 3x3 kernel of a resize block uses all of its own.)
+    """
+    generator = config.generator
+    if config.data.crop_size != generator.multiple:
+        return []
+    found = [f"down.{generator.depth - 1}.conv.weight"]
+    return [*found, "up.0.conv.weight"] if generator.up == "transposed" else found
 
 
 def generator_forward(

@@ -64,6 +64,10 @@ class GraphedBody:
         self.graph.replay()
         return self.losses
 
+    def forget(self) -> None:
+        """Warm up and capture anew: what the step launches may have changed."""
+        self.graph, self.eager = None, 0
+
     def _on_side_stream(self, x: Tensor, y: Tensor, number: int) -> Tensor:
         """As capture will run it; memory given back there is the capture's to use."""
         self.stream.wait_stream(torch.cuda.current_stream())

@@ -7,7 +7,7 @@ import torch
 
 from fastpix2pix.kernels._triton import jit, tl, triton
 from fastpix2pix.kernels.adam import BLOCK, _one_minus_exp, adam, advance, found_inf_, not_supported_reasons
-from fastpix2pix.kernels.dispatch import NotSupported
+from fastpix2pix.kernels.dispatch import NotSupported, recorded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GUARD = 64
@@ -145,6 +145,38 @@ def test_bias_correction_is_accurate_for_100_000_steps(beta):
         assert (((1 - x.exp()).double() - exact) / exact).abs().max() > 1e-6
 
 
+ROWS = [
+    ((2, 2, 6), (16, 7, 1), "short rows, odd distances"),
+    ((3, 2, BLOCK + 5), (4 * BLOCK, 2 * BLOCK, 1), "rows of two blocks, in a layout of kernels"),
+    ((1, 1, 5), (1, 1, 1), "one row, distances that mean nothing"),
+]
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("shape", "strides", "reason"), ROWS, ids=[row[-1] for row in ROWS])
+def test_rows_apart_are_as_if_together(shape, strides, reason, impl):
+    together = random_state(math.prod(shape), torch.float16, torch.float16)
+    apart = []
+    for t in together:
+        whole = torch.full((GUARD + shape[0] * strides[0] + GUARD,), math.nan, dtype=t.dtype, device=DEVICE)
+        apart.append(whole.as_strided(shape, strides, GUARD).copy_(t.view(shape)))
+    run_adam(impl, together, scale=8.0, found=0.0)
+    run_adam(impl, apart, scale=8.0, found=0.0)
+    for a, b in zip(together, apart, strict=True):
+        assert torch.equal(a.view(shape), b)
+        whole = b.as_strided((b.untyped_storage().nbytes() // b.itemsize,), (1,), 0)
+        assert whole.isnan().sum() == len(whole) - a.numel()  # nothing between the rows was written
+
+
+@needs_triton
+def test_bytes_are_those_of_the_rows():
+    state = [t.as_strided((4, 2, 8), (64, 16, 1)) for t in random_state(256, torch.bfloat16)]
+    with recorded() as tape:
+        run_adam("triton", state)
+    ((read, written),) = [(launch.read, launch.written) for launch in tape]
+    assert (read, written) == (64 * 14, 64 * 14)  # p, m, v, g; p, m, v, half
+
+
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("betas", [(0.0, 0.999), (0.5, 0.0), (0.0, 0.0)])
 def test_betas_of_zero(impl, betas):
@@ -219,8 +251,14 @@ def test_refusals_name_every_reason():
     reasons = not_supported_reasons(p, m[:7], v.half(), g.repeat(2)[::2], half)
     assert [r.split()[0] for r in reasons] == ["m", "g", "v"]
     lr, step = scalars()
-    with pytest.raises(NotSupported, match=r"m \(7,\) is not a flat array like p; v is torch.float16"):
+    with pytest.raises(NotSupported, match=r"m \(7,\) is not shaped like p; v is torch.float16"):
         adam(p, m[:7], v.half(), g, half, lr, step, beta1=0.5, beta2=0.999, impl="triton")
+    assert not_supported_reasons(*(t.view(2, 2, 2) for t in (p, m, v, g, half))) == []
+    assert not_supported_reasons(*(t.view(2, 4) for t in (p, m, v, g, half))) == [
+        "p (2, 4) is neither [n] nor [A, B, n]"
+    ]
+    columns = [t.view(2, 2, 2).mT for t in (p, m, v, g)]
+    assert not_supported_reasons(*columns, None)[0] == "p has strides (4, 1, 2); (4, 1, 1) are needed"
     with pytest.raises(NotSupported, match="g is not contiguous"):
         found_inf_(g[::2], torch.zeros((), device=DEVICE), impl="triton")
     with pytest.raises(NotSupported, match="counters with strides"):

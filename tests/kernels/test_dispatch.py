@@ -115,7 +115,7 @@ def test_tape_entry():
     with recorded() as tape:
         adam(**a, beta1=0.5, beta2=0.999, impl="triton")
     (entry,) = tape
-    assert (entry.kernel, entry.grid) == ("_adam_kernel", (1,))
+    assert (entry.kernel, entry.grid) == ("_adam_kernel", (1, 1, 1))
     assert entry.arguments[0] == (a["p"].data_ptr(), (300,), (1,), torch.float32)
     assert entry.arguments[4] == (a["half"].data_ptr(), (300,), (1,), torch.bfloat16)
     assert entry.arguments[7] is None  # no loss scale

@@ -127,5 +127,6 @@ def test_every_byte_is_accounted_for():
     assert all(launch.read > 0 and launch.written > 0 for launch in tape)
     adam = [launch for launch in tape if "adam" in launch.kernel]
     numbers = sum(len(s.p) for arena in (state.arena_g, state.arena_d) for s in arena.segments)
-    assert sum(launch.read for launch in adam) >= 16 * numbers  # p, m, v, g
-    assert sum(launch.written for launch in adam) >= 12 * numbers  # p, m, v
+    idle = 2 * 12 * 32 * 32  # taps of the two innermost kernels that never meet a pixel
+    assert sum(launch.read for launch in adam) == 16 * (numbers - idle)  # p, m, v, g
+    assert sum(launch.written for launch in adam) == 12 * (numbers - idle)  # p, m, v
