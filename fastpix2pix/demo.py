@@ -65,7 +65,7 @@ look at   {sheet}   (input | output | target)
           {out / "curves.png"}
           {run / "index.html"}
 
-go on     fastpix2pix train {data} --out {run} --resume --epochs 200
+go on     fastpix2pix train {data} --out {run} --resume --epochs 200 --max-minutes 0
           fastpix2pix infer {run} {data / "val"} {out / "more"} --direction AtoB --side-by-side
 your own  fastpix2pix data check PAIRS
           fastpix2pix train PAIRS --out RUN                (256x256, the paper's networks)
