@@ -176,6 +176,10 @@ class Train:
             f"decay_epochs = {self.decay_epochs}: must be between 0 and epochs = {self.epochs}",
         )
         _check(
+            self.graph != "on" or self.step == "explicit",
+            f"graph = on: captures step = explicit; step is {self.step}",
+        )
+        _check(
             self.impl == "auto" or self.step == "explicit",
             f"impl = {self.impl}: chooses the kernels of step = explicit; step is {self.step}",
         )

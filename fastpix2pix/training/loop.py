@@ -27,7 +27,7 @@ from ..model.weights import save_network
 from . import checkpoint, record, report, schedule
 from .clock import Clock
 from .state import LOSSES, State
-from .step import build_state
+from .step import build_state, describe_step
 from .validation import Validation, best_modes, better
 
 
@@ -248,6 +248,7 @@ class _Run:
         lines = [
             f"{len(self.pairs)} training and {held_out} validation pairs",
             f"steps {self.step} to {self.total} on {self.device} in {self.state.precision}",
+            describe_step(self.config, self.device),
             *self.notes,
             *(f"warning: {w}" for w in schedule.warnings(self.config, len(self.pairs))),
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..config import Train
-from .graph import use_graph
+from .graph import eager_reasons, use_graph
 from .state import State
 
 
@@ -20,6 +20,16 @@ def build_state(config: Train, device: torch.device) -> State:
     from .module_step import ModuleStep
 
     return ModuleStep(config, device)
+
+
+def describe_step(config: Train, device: torch.device) -> str:
+    """Which step runs and, where an explicit one is not a CUDA graph, why not."""
+    step = resolve_step(config)
+    if step == "modules":
+        return "step: modules"
+    if use_graph(config, device):
+        return "step: explicit, as one CUDA graph"
+    return f"step: explicit, eagerly ({'; '.join(eager_reasons(config, device)) or 'graph = off'})"
 
 
 def resolve_step(config: Train) -> str:

@@ -7,7 +7,7 @@ from fastpix2pix.config import train_config
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.training import checkpoint
 from fastpix2pix.training.graph import WARM_UP, eager_reasons, use_graph
-from fastpix2pix.training.step import build_state
+from fastpix2pix.training.step import build_state, describe_step
 
 SMALL = {
     "depth": 5,
@@ -22,12 +22,21 @@ SMALL = {
 
 
 def test_reasons_are_all_named():
-    config = train_config(pool=5)
-    reasons = eager_reasons(config, torch.device("cpu"))
-    assert len(reasons) == 3
-    assert not use_graph(config, torch.device("cpu"))
-    with pytest.raises(EnvironmentFailed, match=r"only the explicit step.*the device is cpu.*image pool"):
-        use_graph(train_config(pool=5, graph="on"), torch.device("cpu"))
+    cpu, config = torch.device("cpu"), train_config(**SMALL, pool=5)
+    assert eager_reasons(config, cpu) == ["the device is cpu", "pool = 5: the image pool decides on the host"]
+    assert eager_reasons(train_config(), torch.device("cuda")) == ["step = auto: only the explicit step is captured"]
+    assert not use_graph(config, cpu)
+    with pytest.raises(EnvironmentFailed, match=r"the device is cpu.*image pool"):
+        use_graph(train_config(**SMALL, pool=5, graph="on"), cpu)
+
+
+def test_person_is_told_what_runs_and_why():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert describe_step(train_config(), cpu) == "step: modules"
+    assert describe_step(train_config(**SMALL), cuda) == "step: explicit, as one CUDA graph"
+    assert describe_step(train_config(**SMALL), cpu) == "step: explicit, eagerly (the device is cpu)"
+    assert describe_step(train_config(**SMALL, graph="off"), cuda) == "step: explicit, eagerly (graph = off)"
+    assert "image pool" in describe_step(train_config(**SMALL, pool=1), cuda)
 
 
 def test_captured_where_it_can_be():
@@ -39,7 +48,7 @@ def test_captured_where_it_can_be():
 
 def test_on_is_refused_before_anything_is_built():
     with pytest.raises(EnvironmentFailed, match=r"graph = on cannot be done"):
-        build_state(train_config(graph="on"), torch.device("cpu"))
+        build_state(train_config(**SMALL, graph="on"), torch.device("cpu"))
 
 
 @pytest.mark.gpu
