@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PARTS = {"kernels": 0.30, "gradients": 0.08, "curves": 0.12, "layers": 0.10, "steps": 0.40}  # shares of the budget
+# shares of the budget
+PARTS = {"kernels": 0.27, "gradients": 0.07, "curves": 0.11, "layers": 0.09, "steps": 0.36, "engines": 0.10}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fastpix2pix.device import resolve_device
     from fastpix2pix.errors import Fastpix2pixError
 
-    from . import kernel_cases, layers, precompile, step_times, training_checks
+    from . import engines, kernel_cases, layers, precompile, step_times, training_checks
     from .devices import Setting, facts, result_path, setting
     from .report import Report
 
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "curves": training_checks.run_curves,
         "layers": layers.run,
         "steps": step_times.run,
+        "engines": engines.run,
     }
     for part, run in runners.items():
         if part in options.parts:

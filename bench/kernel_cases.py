@@ -9,6 +9,7 @@ import torch
 
 from fastpix2pix.kernels.dispatch import environment_reasons
 from fastpix2pix.kernels.losses import GAN_KINDS
+from fastpix2pix.training.layers import Layer, discriminator_layers, generator_layers
 
 from .devices import Setting
 from .kernel_checks import (
@@ -20,7 +21,6 @@ from .kernel_checks import (
     check_l1_tanh_loss,
     check_norm_act,
 )
-from .layers import Layer, discriminator_layers, generator_layers
 from .report import Report, Values
 
 PART = "kernels"

@@ -16,10 +16,10 @@ from fastpix2pix.kernels.norm_act_backward import hidden, norm_act_backward
 from fastpix2pix.kernels.philox import Noise
 from fastpix2pix.model import PatchGAN, Unet
 from fastpix2pix.training.arena import Arena
+from fastpix2pix.training.layers import Layer
 
 from .compare import Poisoned, check
 from .devices import Setting
-from .layers import Layer
 from .report import Mismatch, Values
 
 KINK = 1e-4

@@ -7,6 +7,7 @@ Names are resolved on first use, so that importing the package is cheap and touc
     g = f2p.load("run")
     picture = g(label)                  # PIL image, uint8 array or float tensor in, the same kind out
     f2p.evaluate("run", "facades")
+    f2p.build("run", "model.engine", target="tensorrt-rtx", capabilities="sm80")
 """
 
 from importlib import import_module
@@ -18,6 +19,7 @@ _HOME = {
     "CheckFailed": "errors",
     "EnvironmentFailed": "errors",
     "InputError": "errors",
+    "build": "building.build",
     "evaluate": "evaluation",
     "load": "runtime.load",
     "train": "training.loop",
@@ -25,6 +27,7 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from .building.build import build as build
     from .errors import CheckFailed as CheckFailed
     from .errors import EnvironmentFailed as EnvironmentFailed
     from .errors import InputError as InputError

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from .config import Direction, Infer, Noise, NormStats, Train
+from .config import Build, Direction, Infer, Noise, NormStats, Train
 from .console import say, show_table, write_json
 from .errors import InputError
 
 _Model = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors file or junyanz .pth")]
+_AnyModel = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors, .pth, .onnx or an engine")]
 _PAIRS = "folder of A|B files, or with A/ and B/; train/ and val/ below or above them"
 _Pairs = Annotated[Positional[Path], arg(metavar="DATA", help=_PAIRS)]
 _JsonFile = Annotated[str | None, arg(metavar="FILE")]
@@ -44,7 +46,7 @@ class TrainCommand:
 class EvalCommand:
     """Measure a model on pairs: L1, PSNR, SSIM and match@1."""
 
-    model: _Model
+    model: _AnyModel
     data: _Pairs
     split: Literal["train", "val"] = "val"  # which of them
     direction: Direction | None = None  # which half is the input; default: the model's record, else AtoB
@@ -84,7 +86,7 @@ class EvalCommand:
 class InferCommand:
     """Translate images: fastpix2pix infer MODEL SOURCE... SINK"""
 
-    model: _Model
+    model: _AnyModel
     paths: Annotated[
         Positional[tuple[str, ...]],
         arg(metavar="SOURCE... SINK", help="images, folders or quoted globs; last, the file or folder for the result"),
@@ -100,20 +102,78 @@ class InferCommand:
         if len(self.paths) < 2:
             raise InputError("infer takes MODEL SOURCE... SINK: at least one source and, last, a file or folder")
         o = self.translation
-        g = load(
-            self.model,
-            o.backend,
-            norm_stats=o.norm_stats,
-            noise=o.noise,
-            seed=o.seed,
-            device=o.device,
-            precision=o.precision,
-        )
-        say(f"modes: {', '.join(f'{name} {getattr(g.modes, name)} ({why})' for name, why in g.modes_source.items())}")
-        with Interrupt() as stop, Progress("infer") as progress:
+        with ExitStack() as opened:
+            g = load(
+                self._model(opened),
+                o.backend,
+                norm_stats=o.norm_stats,
+                noise=o.noise,
+                seed=o.seed,
+                device=o.device,
+                precision=o.precision,
+            )
+            modes = (f"{name} {getattr(g.modes, name)} ({why})" for name, why in g.modes_source.items())
+            say(f"modes: {', '.join(modes)}")
+            stop, progress = opened.enter_context(Interrupt()), opened.enter_context(Progress("infer"))
             summary = translate_files(g, list(self.paths[:-1]), self.paths[-1], o, progress.count, stop)
         say(f"{summary.count} images in {summary.seconds:.1f} s -> {self.paths[-1]}")
         return 0 if stop.signal is None else 128 + stop.signal
+
+    def _model(self, opened: ExitStack) -> Path:
+        """MODEL, or the engine built from it where the backend runs engines."""
+        from .runtime.plan import SUFFIXES
+        from .runtime.tensorrt_library import TARGETS
+
+        o = self.translation
+        if o.backend not in TARGETS or self.model.suffix in SUFFIXES:
+            return self.model
+        from .building.on_demand import engine_for
+        from .runtime.engine_cache import EngineCache
+
+        cache = EngineCache(limit=int(o.cache_gib * 2**30)) if o.cache else None
+        options = {name: getattr(o, name) for name in ("precision", "norm_stats", "noise", "seed", "device")}
+        return opened.enter_context(engine_for(self.model, o.backend, cache=cache, batch=o.batch, say=say, **options))
+
+
+@dataclass(frozen=True)
+class _BuildOptions(Build):
+    """Build, with the one option whose name is a word of Python's own."""
+
+    capabilities: Annotated[str | None, arg(name="for")] = None  # tensorrt-rtx: GPUs, as sm80,sm86; default: this one
+
+
+@dataclass(frozen=True)
+class BuildCommand:
+    """Export a generator to ONNX, or build a TensorRT engine, and compare it with the model on images."""
+
+    model: _Model
+    out: Path  # file to make: .onnx, or .engine or .plan with a sidecar FILE.json
+    building: OmitArgPrefixes[_BuildOptions] = field(default_factory=_BuildOptions)  # of an engine
+    json: _JsonFile = None  # file for the report; - is stdout
+
+    def __call__(self) -> int:
+        from .building.build import build
+        from .console import Progress
+        from .interrupt import Interrupt
+
+        options = {f.name: getattr(self.building, f.name) for f in fields(Build)}
+        with Interrupt() as stop, Progress("build") as progress:
+            try:
+                built = build(self.model, self.out, progress=progress.count, stop=stop, say=progress.say, **options)
+            except KeyboardInterrupt:
+                if stop.signal is None:
+                    raise
+                progress.say("interrupted: nothing was written")
+                return 128 + stop.signal
+        rows = {i.name: {"max": i.max, "mean": i.mean, "psnr": i.psnr, "ssim": i.ssim} for i in built.parity.images}
+        show_table("of 255", rows)
+        for kind, found in built.layers.items():
+            say(f"{kind}: {', '.join(f'{count} {precision}' for precision, count in found.items())}")
+        if built.latency:
+            say(f"latency: {built.latency['ms']:.3f} ms for a batch of {built.latency['batch']}, median")
+        say(f"{built.form.precision}, {built.bytes / 2**20:.1f} MiB -> {self.out}")
+        write_json(self.json, built.as_dict())
+        return 0
 
 
 @dataclass(frozen=True)
@@ -250,6 +310,7 @@ Command = (
     | Annotated[TrainCommand, subcommand("train")]
     | Annotated[EvalCommand, subcommand("eval")]
     | Annotated[InferCommand, subcommand("infer")]
+    | Annotated[BuildCommand, subcommand("build")]
     | Annotated[ConvertCommand, subcommand("convert")]
     | Annotated[DataCommands, subcommand("data")]
     | Annotated[DoctorCommand, subcommand("doctor")]

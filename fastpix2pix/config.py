@@ -16,6 +16,8 @@ Norm = Literal["batch", "instance", "none"]
 NormStats = Literal["image", "running"]
 Noise = Literal["off", "fixed", "random"]
 Direction = Literal["AtoB", "BtoA"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Target = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -219,10 +221,12 @@ class Infer:
     norm_stats: NormStats | None = None  # image or running statistics; default: the model's record, else image
     noise: Noise | None = None  # dropout off, fixed or random; default: the model's record, else off
     seed: int = 0  # of the noise
-    backend: Literal["auto", "torch"] = "auto"  # what runs the generator
+    backend: Literal["auto", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"] = "auto"  # what runs the generator
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
     batch: int = 1  # images of equal size translated together
+    cache: bool = True  # keep the engines that backend = tensorrt or tensorrt-rtx builds from a model
+    cache_gib: float = 4.0  # GiB of engines kept; the least used go first
     direction: Direction | None = None  # the sources are A|B pairs: take the left (AtoB) or right (BtoA) half as input
     side_by_side: bool = False  # write input | output into one picture
     suffix: str = "png"  # file type in a folder sink: png, jpg, webp, bmp, tiff
@@ -231,7 +235,98 @@ class Infer:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check(self.batch >= 1, f"batch = {self.batch}: must be at least 1")
+        _check(self.cache_gib > 0, f"cache_gib = {self.cache_gib}: must be positive")
         _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an exported generator takes and gives, and in which precision it computes."""
+
+    precision: Precision = "fp32"  # of convolutions; statistics are fp32 in all of them
+    batch: int | None = 1  # images of a call; None: any number
+    height: int | None = 256  # pixels; None, then of both sides: any multiple of the generator's
+    width: int | None = 256  # pixels
+    pixels: Literal["float", "uint8"] = "float"  # [N, C, H, W] fp32 in [-1, 1], or [N, H, W, C] 0 to 255
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check((self.height is None) == (self.width is None), f"{self.height} x {self.width}: give both sides or none")
+        for name in ("batch", "height", "width"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"{name} = {value}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Build:
+    """Export a generator and build an engine from it."""
+
+    target: Target = "onnx"  # what is built; onnx runs anywhere, the others on NVIDIA GPUs
+    precision: Literal["auto", Precision] = "auto"  # of convolutions; auto: the fastest that passes the gate
+    norm_stats: NormStats | None = None  # image or running statistics; default: the model's record, else image
+    noise: Noise | None = None  # dropout off, fixed or random; default: the model's record, else off
+    seed: int = 0  # of the noise
+    size: str | None = None  # 256, 256x512 (height x width), or smallest,usual,largest; default: the record's, else 256
+    batch: str = "1"  # images of a call: one number, or smallest,usual,largest
+    pixels: Literal["float", "uint8"] = "float"  # [N, C, H, W] fp32 in [-1, 1], or [N, H, W, C] uint8
+    calibration: str | None = None  # pairs to calibrate int8 and fp8 on and to compare with; default: painted facades
+    direction: Direction | None = None  # which half of a pair is the input; default: the model's record, else AtoB
+    calibration_images: int = 32  # images that int8 and fp8 are calibrated on
+    gate_images: int = 8  # images compared with the fp32 generator after the build
+    max_difference: float | None = None  # largest difference of a pixel that passes, of 255; default: by precision
+    mean_difference: float | None = None  # largest mean difference of an image that passes, of 255; default: likewise
+    capabilities: str | None = None  # tensorrt-rtx: GPUs to build for, as sm80,sm86; default: the GPU here
+    workspace: int | None = None  # MiB of GPU memory a layer may use for scratch; default: the builder's
+    timing_cache: str | None = None  # file that keeps what the builder measured, read and written
+    version_compatible: bool = False  # for other programs: a plan that lean runtimes of later versions load
+    refit: bool = False  # for other programs: a plan whose weights can be replaced
+    strip: bool = False  # for other programs: a plan without its weights
+    device: str = "auto"  # GPU to build and compare on: auto, cuda, cuda:1; cpu: do not use one
+    overwrite: bool = False  # replace the output if it exists
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_seed(self.seed)
+        for name in ("calibration_images", "gate_images"):
+            _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("max_difference", "mean_difference", "workspace"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"{name} = {value}: must be positive")
+        _ = self.sizes, self.batches
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of one size, or of the smallest, usual and largest; none where the record decides."""
+        found = [_numbers("size", text.split("x"), str(self.size)) for text in _items(self.size)]
+        _check(
+            len(found) in (0, 1, 3) and all(len(sides) in (1, 2) for sides in found),
+            f"size = {self.size}: allowed are 256, 256x512 (height x width) and smallest,usual,largest",
+        )
+        sizes = tuple((sides[0], sides[-1]) for sides in found)
+        _check_rising("size", str(self.size), [height for height, _ in sizes], [width for _, width in sizes])
+        return sizes
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Images of a call: one number, or the smallest, usual and largest."""
+        found = _numbers("batch", _items(self.batch), self.batch)
+        _check(len(found) in (1, 3), f"batch = {self.batch}: allowed are one number and smallest,usual,largest")
+        _check_rising("batch", self.batch, found)
+        return tuple(found)
+
+
+def _items(text: str | None) -> list[str]:
+    """A comma-separated list of the command line."""
+    return [item.strip() for item in str(text).split(",")] if text else []
+
+
+def _numbers(name: str, items: list[str], given: str) -> list[int]:
+    _check(all(i.isdecimal() and int(i) >= 1 for i in items), f"{name} = {given}: must be whole numbers of at least 1")
+    return [int(item) for item in items]
+
+
+def _check_rising(name: str, given: str, *rows: list[int]) -> None:
+    _check(all(row == sorted(row) for row in rows), f"{name} = {given}: give the smallest first and the largest last")
 
 
 def train_config(**options: Any) -> Train:
@@ -239,7 +334,18 @@ def train_config(**options: Any) -> Train:
 
     The names are the fields of Train, Generator and Data; an unknown one raises InputError with the nearest known.
     """
-    parts: dict[type, dict[str, Any]] = {Train: {}, Generator: {}, Data: {}}
+    parts = _by_owner(options, Train, Generator, Data)
+    return Train(generator=Generator(**parts[Generator]), data=Data(**parts[Data]), **parts[Train])
+
+
+def build_config(**options: Any) -> Build:
+    """A Build from its fields by name; an unknown one raises InputError with the nearest known."""
+    return Build(**_by_owner(options, Build)[Build])
+
+
+def _by_owner(options: dict[str, Any], *kinds: type) -> dict[type, dict[str, Any]]:
+    """The options sorted by the dataclass that has them."""
+    parts: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
     owner = {f.name: part for part in parts for f in dataclasses.fields(part) if f.name not in ("generator", "data")}
     for name, value in options.items():
         if name not in owner:
@@ -247,7 +353,7 @@ def train_config(**options: Any) -> Train:
             hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(sorted(owner))}"
             raise InputError(f"unknown option {name}{hint}")
         parts[owner[name]][name] = value
-    return Train(generator=Generator(**parts[Generator]), data=Data(**parts[Data]), **parts[Train])
+    return parts
 
 
 def from_record(kind: type, record: dict[str, Any]) -> Any:

@@ -13,6 +13,8 @@ import torch
 from . import __version__
 from .config import train_config
 from .device import resolve_device, resolve_precision
+from .runtime.load import TABLE, auto_backend
+from .runtime.tensorrt_library import missing
 from .training.step import resolve_step
 
 # module, what it is for, what to do where it is missing
@@ -22,13 +24,20 @@ _OPTIONAL = (
     ("torch.utils.tensorboard", "TensorBoard events of a run", "pip install tensorboard"),
     ("matplotlib", "loss curves of a run", "pip install matplotlib"),
     ("torchmetrics", "PSNR and SSIM", "pip install torchmetrics"),
+    ("onnxscript", "the ONNX export of build", "pip install 'fastpix2pix[onnx]'"),
+    ("onnxruntime", "ONNX files, and the comparison of build", "pip install 'fastpix2pix[onnx]'"),
+)
+_LIBRARIES = (
+    ("tensorrt-rtx", "engines, built with or without a GPU"),
+    ("tensorrt", "engines, built on the GPU they are for"),
 )
 
 
 def examine() -> dict[str, Any]:
-    """{"versions", "cores", "devices", "auto", "parts": [{"name", "for", "usable", "todo"}, ...]}, JSON-ready."""
+    """JSON-ready: {"versions", "cores", "devices", "auto", "parts": [{"name", "for", "usable", "todo"}, ...],
+    "backends": {name: reasons why it cannot run here}}."""
     device = resolve_device("auto")
-    parts = [_part(*row) for row in _OPTIONAL]
+    parts = [_part(*row) for row in _OPTIONAL] + [_library(*row) for row in _LIBRARIES]
     dali = parts[0]["usable"]
     return {
         "versions": {
@@ -45,9 +54,10 @@ def examine() -> dict[str, Any]:
             "precision": resolve_precision("auto", device),
             "loader": "dali" if device.type == "cuda" and dali else "torch",
             "step": resolve_step(train_config()),
-            "backend": "torch",
+            "backend": f"{auto_backend(device)}; of files made by build, what they were built for",
         },
         "parts": parts,
+        "backends": {name: row.reasons(device) for name, row in TABLE.items()},
     }
 
 
@@ -64,6 +74,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     text += [f"auto {name:9} {choice}" for name, choice in found["auto"].items()]
     for part in found["parts"]:
         text.append(f"{part['name']:14} {'ok' if part['usable'] else 'missing: ' + part['todo']} ({part['for']})")
+    for name, reasons in found["backends"].items():
+        text.append(f"backend {name:12} {'cannot run here: ' + '; '.join(reasons) if reasons else 'ok'}")
     return text
 
 
@@ -84,6 +96,12 @@ def _part(module: str, purpose: str, todo: str) -> dict[str, Any]:
         problem = "" if isinstance(error, ModuleNotFoundError) else f" (it is there but fails: {error})"
         return {"name": module.split(".")[-1], "for": purpose, "usable": False, "todo": todo + problem}
     return {"name": module.split(".")[-1], "for": purpose, "usable": True, "todo": ""}
+
+
+def _library(target: str, purpose: str) -> dict[str, Any]:
+    """TensorRT or TensorRT-RTX, which import under several names."""
+    todo = missing(target)
+    return {"name": target, "for": purpose, "usable": not todo, "todo": todo}
 
 
 def _version(package: str) -> str | None:

@@ -17,10 +17,8 @@ from .data.batches import Batch
 from .data.images import to_unit
 from .data.loader import validation_batches
 from .data.pairs import find_pairs
-from .device import resolve_device
 from .errors import InputError
-from .model.load import load_generator
-from .runtime.load import resolve_modes
+from .runtime.load import built_for, load
 
 if TYPE_CHECKING:
     from .model import Unet
@@ -57,11 +55,11 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite PSNR is None."""
-        return _finite(asdict(self))
+        return finite(asdict(self))
 
 
 def evaluate(
-    model: str | Path,  # run folder, .safetensors or junyanz .pth
+    model: str | Path,  # run folder, .safetensors, junyanz .pth, .onnx or an engine
     data: str | Path,  # as for training: A|B folder, or folder with A/ and B/
     *,
     split: str = "val",
@@ -74,7 +72,9 @@ def evaluate(
     size: int | None = None,  # side the whole image is resized to, pixels; default: the model's record, else 256
     progress: Callable[[int, int], None] | None = None,  # called with (images done, images in all)
 ) -> Evaluation:
-    """L1, PSNR, SSIM and match@1 of a model's outputs in fp32, whole images resized to size x size.
+    """L1, PSNR, SSIM and match@1 of a model's outputs, whole images resized to size x size.
+
+    A network computes in fp32; a file of `fastpix2pix build` as it was built.
 
     Pictures are compared as floats on [0, 1] (x/2 + 1/2 of the generator's output, not rounded), each on its own; every
     figure is the mean over images.
@@ -94,19 +94,15 @@ def evaluate(
         raise InputError(f"batch = {batch}: must be at least 1")
     if direction not in (None, "AtoB", "BtoA"):
         raise InputError(f"direction = {direction!r}: allowed are AtoB and BtoA")
-    where = resolve_device(device)
-    net, record = load_generator(model)
-    config = net.config
-    size = size if size is not None else record.get("size") or 256
-    if size < 1 or size % config.multiple:
-        raise InputError(
-            f"size = {size}: this model (depth {config.depth}) takes multiples of {config.multiple} pixels"
-        )
-    modes, _ = resolve_modes(record, norm_stats, noise, seed)
-    used: Direction = direction or record.get("direction") or "AtoB"
+    precision = "fp32" if built_for(Path(model)) is None else "auto"
+    g = load(model, norm_stats=norm_stats, noise=noise, seed=seed, device=device, precision=precision)
+    engine = g.engine
+    size = size if size is not None else g.record.get("size") or 256
+    if size < 1 or size % engine.multiple:
+        raise InputError(f"size = {size}: this model takes multiples of {engine.multiple} pixels")
+    used: Direction = direction or g.record.get("direction") or "AtoB"
     pairs = find_pairs(data, split)
-    batches = validation_batches(pairs, used, config.in_channels, config.out_channels, size, batch, where)
-    net.to(where)
+    batches = validation_batches(pairs, used, engine.in_channels, engine.out_channels, size, batch, engine.device)
 
     def seen() -> Iterable[Batch]:
         done = 0
@@ -116,7 +112,7 @@ def evaluate(
             if progress:
                 progress(done, len(pairs))
 
-    return evaluate_network(net, seen, modes, where, [pair.name for pair in pairs])
+    return _evaluate(engine.translate, seen(), engine.modes, engine.device, [pair.name for pair in pairs])
 
 
 def evaluate_network(
@@ -133,18 +129,29 @@ def evaluate_network(
     """
     training = [(module, module.training) for module in net.modules()]
     net.eval()
-    rows: list[tuple[float, ...]] = []
-    thumbnails: list[tuple[Tensor, Tensor]] = []
     try:
-        for batch in batches() if callable(batches) else batches:
-            with torch.no_grad():
-                output = net(to_unit(batch.input.to(device)), modes, first=len(rows)).float() / 2 + 0.5
-                target = to_unit(batch.target.to(device)) / 2 + 0.5
-                thumbnails.append((_thumbnails(output), _thumbnails(target)))
-                rows.extend(zip(*(column.tolist() for column in image_metrics(output, target)), strict=True))
+        with torch.no_grad():
+            found = batches() if callable(batches) else batches
+            return _evaluate(lambda x, first: net(x, modes, first).float(), found, modes, device, names)
     finally:
         for module, was in training:
             module.training = was
+
+
+def _evaluate(
+    run: Callable[[Tensor, int], Tensor],  # (batch [N, C, H, W] fp32 in [-1, 1], number of its first image) -> the same
+    batches: Iterable[Batch],
+    modes: Modes,
+    device: torch.device,  # where `run` takes and gives batches
+    names: Sequence[str] | None,
+) -> Evaluation:
+    rows: list[tuple[float, ...]] = []
+    thumbnails: list[tuple[Tensor, Tensor]] = []
+    for batch in batches:
+        output = run(to_unit(batch.input.to(device)), len(rows)) / 2 + 0.5
+        target = to_unit(batch.target.to(device)) / 2 + 0.5
+        thumbnails.append((_thumbnails(output), _thumbnails(target)))
+        rows.extend(zip(*(column.tolist() for column in image_metrics(output, target)), strict=True))
     if not rows:
         raise InputError("no validation images: nothing to evaluate")
     outputs, targets = (torch.cat(column) for column in zip(*thumbnails, strict=True))
@@ -209,9 +216,10 @@ def _match(
     return (own > _TIE) & (own >= correlation.amax(dim=1) - _TIE)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON-ready content: what is not a finite number becomes None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,7 +13,17 @@ from torch import Tensor
 from ._triton import jit, tl
 from .activations import ACTIVATIONS, activate, times_derivative
 from .dispatch import CompileCase, choose, launch
-from .rows import Output, compile_case, launch_plan, not_supported_reasons, row_bytes, store_total, sum_tiles
+from .rows import (
+    Output,
+    check_partials,
+    compile_case,
+    launch_plan,
+    not_supported_reasons,
+    raw_rows,
+    row_bytes,
+    store_total,
+    sum_tiles,
+)
 
 
 def bias_act(
@@ -21,13 +31,17 @@ def bias_act(
     bias: Tensor | None,  # [C] fp32
     outputs: Sequence[Output],  # one or two, written
     *,
+    partials: Tensor | None = None,  # [splits, M, C] fp32, contiguous: x is their sum, rounded, and is written
     impl: str = "auto",
 ) -> None:
     """outputs[i] = activation_i(x + bias)."""
-    reasons = not_supported_reasons(x, [output.rows for output in outputs], (bias,), len(outputs))
-    if choose("bias_act", impl, x, reasons) == "triton":
-        _bias_act_triton(x, bias, outputs)
+    check_partials("bias_act", partials, x)
+    written, fp32 = [output.rows for output in outputs], () if partials is None else (partials,)
+    if choose("bias_act", impl, x, not_supported_reasons(x, written, (bias,), len(outputs), fp32)) == "triton":
+        _bias_act_triton(x, bias, outputs, partials)
         return
+    if partials is not None:
+        x.copy_(partials.sum(0))
     h = _hidden(x, bias)
     for output in outputs:
         output.rows.copy_(ACTIVATIONS[output.activation].forward(h))
@@ -61,16 +75,18 @@ def _hidden(x: Tensor, bias: Tensor | None) -> Tensor:  # [M, C] at least fp32
     return wide if bias is None else wide + bias
 
 
-def _bias_act_triton(x: Tensor, bias: Tensor | None, outputs: Sequence[Output]) -> None:
+def _bias_act_triton(x: Tensor, bias: Tensor | None, outputs: Sequence[Output], partials: Tensor | None) -> None:
     first, second = outputs[0], outputs[1] if len(outputs) == 2 else None
-    plan = launch_plan(*x.shape, 1)
+    splits = 1 if partials is None else len(partials)
+    plan = launch_plan(*x.shape, 1, splits)
     launch(
         _bias_act_fwd_kernel,
         plan.grid,
-        *(x, bias, first.rows, None if second is None else second.rows, *x.shape, plan.tile_rows),
+        *(x, partials, bias, first.rows, None if second is None else second.rows),
+        *(splits, x.numel(), *x.shape, plan.tile_rows),
         *(first.rows.stride(0), 0 if second is None else second.rows.stride(0)),
-        read=row_bytes(x, 1, bias is not None),
-        written=row_bytes(x, len(outputs)),
+        read=row_bytes(x, partials is None, bias is not None) + (0 if partials is None else 4 * partials.numel()),
+        written=row_bytes(x, len(outputs) + (partials is not None)),
         ACT1=ACTIVATIONS[first.activation].id,
         ACT2=0 if second is None else ACTIVATIONS[second.activation].id,
         BM=plan.block_rows,
@@ -124,10 +140,13 @@ def _bias_act_backward_triton(
 
 @jit
 def _bias_act_fwd_kernel(
-    x,  # [rows, C]
+    x,  # [rows, C], written where there are partial sums
+    partials,  # [splits, rows, C] fp32 or None
     bias,  # [C] or None
     y1,  # rows of C with stride ld1, written
     y2,  # rows of C with stride ld2, written, or None
+    splits,
+    size,  # of x
     rows,
     C,
     tile_rows,
@@ -142,7 +161,7 @@ def _bias_act_fwd_kernel(
     start = tl.program_id(1) * tile_rows
     for first in range(start, tl.minimum(start + tile_rows, rows), BM):
         row = first + tl.arange(0, BM)
-        h, ok, wide = _biased(x, bias, row, rows, col, C)
+        h, ok, wide = _biased((x, partials, splits, size), bias, row, rows, col, C)
         tl.store(y1 + wide * ld1 + col[None, :], activate(h, ACT1).to(y1.dtype.element_ty), mask=ok)
         if y2 is not None:
             tl.store(y2 + wide * ld2 + col[None, :], activate(h, ACT2).to(y2.dtype.element_ty), mask=ok)
@@ -174,7 +193,7 @@ def _bias_act_bwd_kernel(
     total = tl.zeros((BM, BC), tl.float32)
     for first in range(start, tl.minimum(start + tile_rows, rows), BM):
         row = first + tl.arange(0, BM)
-        h, ok, wide = _biased(x, bias, row, rows, col, C)
+        h, ok, wide = _biased((x, None, 1, 0), bias, row, rows, col, C)
         d = times_derivative(tl.load(g1 + wide * ld1 + col[None, :], mask=ok, other=0.0).to(tl.float32), h, ACT1)
         if g2 is not None:
             more = tl.load(g2 + wide * ld2 + col[None, :], mask=ok, other=0.0).to(tl.float32)
@@ -199,23 +218,25 @@ def _bias_sum_kernel(
 
 
 @jit
-def _biased(x, bias, row, rows, col, C):
-    """x + bias in fp32, the mask of what exists [BM, BC], and the rows as int64 [BM, 1]."""
+def _biased(raw, bias, row, rows, col, C):
+    """x (as in raw_rows) + bias in fp32, the mask of what exists [BM, BC], and the rows as int64 [BM, 1]."""
     ok = (row < rows)[:, None] & (col < C)[None, :]
     wide = row.to(tl.int64)[:, None]
-    h = tl.load(x + wide * C + col[None, :], mask=ok, other=0.0).to(tl.float32)
+    h = raw_rows(raw, wide, col, ok, C, True)
     if bias is not None:
         h += tl.load(bias + col, mask=col < C, other=0.0).to(tl.float32)[None, :]
     return h, ok, wide
 
 
 def compile_cases() -> list[CompileCase]:
-    """Training's forms: e1 with two outputs, the RGB output, and the bias gradient's sum."""
-    big, two = {"BM": 128, "BC": 32}, {"ACT1": 1, "ACT2": 2}
+    """Training's forms: e1 with two outputs, the RGB output, e8 from partial sums, and the bias gradient's sum."""
+    big, two, whole = {"BM": 128, "BC": 32}, {"ACT1": 1, "ACT2": 2}, {"partials": None, "splits": 1}
     rgb = {"BM": 1024, "BC": 4, "ACT1": 3, "ACT2": 0}
     return [
-        compile_case(_bias_act_fwd_kernel, {**big, **two}),
-        compile_case(_bias_act_fwd_kernel, {**rgb, "y2": None}, C="i32", ld1="i32"),
+        compile_case(_bias_act_fwd_kernel, {**big, **two, **whole}),
+        compile_case(_bias_act_fwd_kernel, {**rgb, **whole, "y2": None}, C="i32", size="i32", ld1="i32"),
+        compile_case(_bias_act_fwd_kernel, {"BM": 1, "BC": 8, "ACT1": 2, "ACT2": 0, "y2": None}, num_warps=1),
+        compile_case(_bias_act_fwd_kernel, {"BM": 128, "BC": 8, **two}),
         compile_case(_bias_act_bwd_kernel, {**big, **two, "ACCUMULATE": False}),
         compile_case(_bias_act_bwd_kernel, {**rgb, "g2": None, "ACCUMULATE": False}, C="i32", ld1="i32", ld="i32"),
         compile_case(_bias_sum_kernel, {"BC": 32, "ACCUMULATE": True}, num_warps=4),

@@ -5,8 +5,8 @@ Activations are matrices of rows (rows.py). The backward op is norm_act_backward
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,23 +14,26 @@ from torch import Tensor
 from ._triton import jit, tl
 from .activations import ACTIVATIONS, activate
 from .dispatch import CompileCase, choose, launch
+from .merge import fewer_tiles
 from .norm_act_backward import hidden, norm_act_backward
 from .philox import Noise, dropout_scale
-from .rows import Output, Statistics, compile_case, launch_plan, not_supported_reasons, row_bytes
-from .statistics import merged_tiles, row_statistics
+from .rows import (
+    EPS,
+    Output,
+    Plan,
+    Running,
+    Statistics,
+    Tiles,
+    check_partials,
+    compile_case,
+    launch_plan,
+    not_supported_reasons,
+    raw_rows,
+    row_bytes,
+)
+from .statistics import group_statistics, of_tiles, row_statistics, update_running
 
 __all__ = ["EPS", "Output", "Running", "Statistics", "norm_act", "norm_act_backward"]
-
-EPS = 1e-5
-
-
-class Running(NamedTuple):
-    """Running statistics of a batch norm, updated once per group, in the order of the groups."""
-
-    mean: Tensor  # [C] fp32
-    var: Tensor  # [C] fp32, unbiased
-    batches: Tensor  # [] int64
-    momentum: float = 0.1
 
 
 def norm_act(
@@ -44,6 +47,8 @@ def norm_act(
     noise: Noise | None = None,  # dropout 0.5 between normalisation and activation
     running: Running | None = None,  # updated
     eps: float = EPS,
+    tiles: Tiles | None = None,  # of x, where its statistics pass has been saved
+    partials: Tensor | None = None,  # [splits, M, C] fp32, contiguous: x is their sum, rounded, and is written
     impl: str = "auto",
 ) -> Statistics:
     """outputs[i] = activation_i(drop(gamma * (x - mean) * rstd + beta)); statistics in fp32, biased variance.
@@ -58,12 +63,18 @@ def norm_act(
             f"norm_act: {rows} rows in {groups} groups leave {rows // groups} value per channel to normalise; "
             f"at least 2 are needed: use a larger image or batch"
         )
+    if tiles is not None and partials is not None:
+        raise ValueError("norm_act: tiles and partial sums; x that is yet to be summed has no tiles: give one of them")
+    if tiles is not None and (errors := tiles.errors(groups, rows // groups, x.shape[1])):
+        raise ValueError(f"norm_act: {errors[0]}")
+    check_partials("norm_act", partials, x)
     written = [output.rows for output in outputs]
     vectors = (gamma, beta) if running is None else (gamma, beta, running.mean, running.var)
-    reasons = not_supported_reasons(x, written, vectors, len(outputs))
+    fp32 = [t for t in (partials, *(() if tiles is None else tiles[:2])) if t is not None]
+    reasons = not_supported_reasons(x, written, vectors, len(outputs), fp32)
     if choose("norm_act", impl, x, reasons) == "triton":
-        return _norm_act_triton(x, gamma, beta, outputs, groups, images, noise, running, eps)
-    return _norm_act_reference(x, gamma, beta, outputs, groups, images, noise, running, eps)
+        return _norm_act_triton(x, gamma, beta, outputs, groups, images, noise, running, eps, tiles, partials)
+    return _norm_act_reference(x, gamma, beta, outputs, groups, images, noise, running, eps, tiles, partials)
 
 
 def _norm_act_reference(
@@ -76,19 +87,23 @@ def _norm_act_reference(
     noise: Noise | None,
     running: Running | None,
     eps: float,
+    tiles: Tiles | None,
+    partials: Tensor | None,
 ) -> Statistics:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)).view(groups, -1, x.shape[1])
-    var, mean = torch.var_mean(wide, 1, correction=0)
-    statistics = Statistics(mean, torch.rsqrt(var + eps))
+    if partials is not None:
+        x.copy_(partials.sum(0))
+    rows = len(x) // groups
+    if tiles is None:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).view(groups, rows, -1)
+        tiles = Tiles(*reversed(torch.var_mean(wide, 1, correction=0, keepdim=True)), rows)
+        tiles = tiles._replace(m2=tiles.m2 * rows)
+    mean, m2 = of_tiles(tiles, rows)
+    statistics = Statistics(mean, torch.rsqrt(m2 / rows + eps))
     h = hidden(x, gamma, beta, statistics, images, noise)
     for output in outputs:
         output.rows.copy_(ACTIVATIONS[output.activation].forward(h))
     if running is not None:
-        count = wide.shape[1]
-        for group in range(groups):
-            running.mean.lerp_(mean[group], running.momentum)
-            running.var.lerp_(var[group] * count / (count - 1), running.momentum)
-            running.batches.add_(1)
+        update_running(running, mean, m2, rows)
     return statistics
 
 
@@ -102,59 +117,70 @@ def _norm_act_triton(
     noise: Noise | None,
     running: Running | None,
     eps: float,
+    tiles: Tiles | None,
+    partials: Tensor | None,
 ) -> Statistics:
-    """One launch where a group is one tile, else statistics per tile and then everything else."""
+    """One launch where a group is one tile or tiles are given, else statistics per tile and then everything else."""
     (total, channels), first, second = x.shape, outputs[0], outputs[-1] if len(outputs) == 2 else None
-    rows = total // groups
-    plan = launch_plan(rows, channels, groups)
-    block = {"BM": plan.block_rows, "BC": plan.block_channels, "num_warps": plan.warps}
+    rows, splits = total // groups, 1 if partials is None else len(partials)
+    plan = launch_plan(rows, channels, groups, splits)
     mean, rstd = x.new_empty(2, groups, channels, dtype=torch.float32).unbind()
-    tile_mean = tile_m2 = None
+    if tiles is not None:
+        tiles = fewer_tiles(tiles, rows, math.prod(plan.grid))
     # the program that updates the running statistics needs every group's: it reads two groups, but not many
-    if plan.tiles > 1 or (running is not None and groups > 2):
-        tile_mean, tile_m2 = x.new_empty(2, groups, plan.tiles, channels, dtype=torch.float32).unbind()
-        sizes = (rows, channels, plan.tiles, plan.tile_rows)
-        written = row_bytes(x, 0, 2 * groups * plan.tiles)
-        launch(
-            _norm_act_stats_kernel,
-            plan.grid,
-            *(x, tile_mean, tile_m2, *sizes),
-            read=row_bytes(x, 1),
-            written=written,
-            **block,
-        )
+    elif plan.tiles > 1 or (running is not None and groups > 2):
+        tiles, partials = _tiles_of(x, partials, groups, plan), None
+        plan = launch_plan(rows, channels, groups)
+    vectors = (gamma is not None) + (beta is not None) + 2 * (running is not None)
+    parts_bytes = 0 if partials is None else 4 * partials.numel()
     launch(
         _norm_act_fwd_kernel,
         plan.grid,
-        *(x, gamma, beta, first.rows, None if second is None else second.rows),
-        *(mean, rstd, tile_mean, tile_m2),
+        *(x, partials, gamma, beta, first.rows, None if second is None else second.rows, mean, rstd),
+        *((None, None, 0, 0, 0, 0) if tiles is None else (*tiles[:2], tiles.mean.shape[1], *tiles.cut(rows))),
         *((None, None, None, 0.0) if running is None else running),
         *((None, 0) if noise is None else noise[:2]),
-        *(rows, channels, groups, plan.tiles, plan.tile_rows, total // images),
+        *(splits, x.numel(), rows, channels, groups, plan.tile_rows, total // images),
         *(first.rows.stride(0), 0 if second is None else second.rows.stride(0), eps),
-        # x once more than the outputs, although a lone tile reads it twice: the second time comes from a cache
-        read=row_bytes(
-            x,
-            1,
-            (gamma is not None)
-            + (beta is not None)
-            + 2 * (running is not None)
-            + 2 * groups * plan.tiles * (tile_mean is not None),
-        ),
-        written=row_bytes(x, len(outputs), 2 * groups + 2 * (running is not None)),
+        # a lone tile reads x, or its parts, twice: the second time comes from a cache
+        read=parts_bytes
+        + row_bytes(x, partials is None, vectors + (0 if tiles is None else 2 * groups * tiles.mean.shape[1])),
+        written=row_bytes(x, len(outputs) + (partials is not None), 2 * groups + 2 * (running is not None)),
         ACT1=ACTIVATIONS[first.activation].id,
         ACT2=0 if second is None else ACTIVATIONS[second.activation].id,
         PER_IMAGE=noise is None or noise.per_image,
-        **block,
+        BM=plan.block_rows,
+        BC=plan.block_channels,
+        num_warps=plan.warps,
     )
     return Statistics(mean, rstd)
 
 
+def _tiles_of(x: Tensor, partials: Tensor | None, groups: int, plan: Plan) -> Tiles:
+    """The statistics pass; x is written where it comes as partial sums."""
+    (total, channels), splits = x.shape, 1 if partials is None else len(partials)
+    mean, m2 = x.new_empty(2, groups, plan.tiles, channels, dtype=torch.float32).unbind()
+    launch(
+        _norm_act_stats_kernel,
+        plan.grid,
+        *(x, partials, mean, m2, splits, x.numel(), total // groups, channels, plan.tiles, plan.tile_rows),
+        read=row_bytes(x, 1) if partials is None else 4 * partials.numel(),
+        written=row_bytes(x, partials is not None, 2 * groups * plan.tiles),
+        BM=plan.block_rows,
+        BC=plan.block_channels,
+        num_warps=plan.warps,
+    )
+    return Tiles(mean, m2, plan.tile_rows)
+
+
 @jit
 def _norm_act_stats_kernel(
-    x,  # [groups * rows, C]
+    x,  # [groups * rows, C], written where there are partial sums
+    partials,  # [splits, groups * rows, C] fp32 or None
     tile_mean,  # [groups, tiles, C] fp32, written
     tile_m2,  # [groups, tiles, C] fp32, written: sum of squared distances from the tile's mean
+    splits,
+    size,
     rows,
     C,
     tiles,
@@ -165,7 +191,8 @@ def _norm_act_stats_kernel(
     col = tl.program_id(0) * BC + tl.arange(0, BC)
     tile, group = tl.program_id(1), tl.program_id(2)
     start = group * rows + tile * tile_rows
-    mean, m2 = row_statistics(x, start, tl.minimum(start + tile_rows, (group + 1) * rows), col, C, BM, BC)
+    end = tl.minimum(start + tile_rows, (group + 1) * rows)
+    mean, m2 = row_statistics((x, partials, splits, size), start, end, col, C, True, BM, BC)
     at = (group * tiles + tile) * C + col
     tl.store(tile_mean + at, mean, mask=col < C)
     tl.store(tile_m2 + at, m2, mask=col < C)
@@ -173,26 +200,32 @@ def _norm_act_stats_kernel(
 
 @jit
 def _norm_act_fwd_kernel(
-    x,  # [groups * rows, C]
+    x,  # [groups * rows, C], written where there are partial sums
+    partials,  # [splits, groups * rows, C] fp32 or None
     gamma,  # [C] or None
     beta,  # [C] or None
     y1,  # rows of C with stride ld1, written
     y2,  # rows of C with stride ld2, written, or None
     mean_out,  # [groups, C] fp32, written
     rstd_out,  # [groups, C] fp32, written
-    tile_mean,  # as _norm_act_stats_kernel left it, or None: this program's tile is its group
+    tile_mean,  # [groups, tiles, C] fp32, or None: this program's rows are its group
     tile_m2,
+    tiles,
+    part_tiles,
+    part_rows,
+    rows_of_tile,
     running_mean,  # [C] fp32, updated, or None
     running_var,  # [C] fp32, updated
     batches,  # [] int64, updated
     momentum,
     counters,  # [3] int64 or None: no dropout
     block,
+    splits,
+    size,  # of x
     rows,
     C,
     groups,
-    tiles,
-    tile_rows,
+    tile_rows,  # of this launch
     positions,
     ld1,
     ld2,
@@ -203,27 +236,17 @@ def _norm_act_fwd_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
+    LANES: tl.constexpr = 32
     col = tl.program_id(0) * BC + tl.arange(0, BC)
     tile, group = tl.program_id(1), tl.program_id(2)
     inside = col < C
-    mean, m2 = _group_statistics(x, tile_mean, tile_m2, group, rows, tiles, tile_rows, col, C, BM, BC)
+    raw, known = (x, partials, splits, size), (tile_mean, tile_m2, tiles, part_tiles, part_rows, rows_of_tile)
+    running, update = (running_mean, running_var, batches, momentum), (tile == 0) & (group == 0)
+    mean, m2 = group_statistics(raw, known, running, update, group, groups, rows, col, C, LANES, BM, BC)
     rstd = tl.rsqrt(m2 / rows + eps)
     if tile == 0:
         tl.store(mean_out + group * C + col, mean, mask=inside)
         tl.store(rstd_out + group * C + col, rstd, mask=inside)
-        if running_mean is not None and group == 0:
-            r_mean = tl.load(running_mean + col, mask=inside, other=0.0)
-            r_var = tl.load(running_var + col, mask=inside, other=0.0)
-            r_mean += momentum * (mean - r_mean)
-            r_var += momentum * (m2 / (rows - 1) - r_var)
-            for other in range(1, groups):
-                m, s = _group_statistics(x, tile_mean, tile_m2, other, rows, tiles, tile_rows, col, C, BM, BC)
-                r_mean += momentum * (m - r_mean)
-                r_var += momentum * (s / (rows - 1) - r_var)
-            tl.store(running_mean + col, r_mean, mask=inside)
-            tl.store(running_var + col, r_var, mask=inside)
-            if tl.program_id(0) == 0:
-                tl.store(batches, tl.load(batches) + groups)
     scale, shift = rstd, tl.zeros((BC,), tl.float32)
     if gamma is not None:
         scale = scale * tl.load(gamma + col, mask=inside, other=0.0).to(tl.float32)
@@ -235,7 +258,7 @@ def _norm_act_fwd_kernel(
         row = first + tl.arange(0, BM)
         ok = (row < end)[:, None] & inside[None, :]
         wide = row.to(tl.int64)[:, None]
-        h = tl.load(x + wide * C + col[None, :], mask=ok, other=0.0).to(tl.float32)
+        h = raw_rows(raw, wide, col, ok, C, True)
         h = (h - mean[None, :]) * scale[None, :] + shift[None, :]
         if counters is not None:
             h = h * dropout_scale(counters, block, row, col, positions, C, PER_IMAGE)
@@ -244,27 +267,23 @@ def _norm_act_fwd_kernel(
             tl.store(y2 + wide * ld2 + col[None, :], activate(h, ACT2).to(y2.dtype.element_ty), mask=ok)
 
 
-@jit
-def _group_statistics(x, tile_mean, tile_m2, group, rows, tiles, tile_rows, col, C, BM: tl.constexpr, BC: tl.constexpr):
-    """Mean and sum of squared distances [BC] of a group: of its rows, or merged from its tiles."""
-    if tile_mean is None:
-        mean, m2 = row_statistics(x, group * rows, (group + 1) * rows, col, C, BM, BC)
-    else:
-        mean, m2 = merged_tiles(tile_mean, tile_m2, group, rows, tiles, tile_rows, col, C, BC)
-    return mean, m2
-
-
 def compile_cases() -> list[CompileCase]:
-    """Training's forms: two outputs merged from tiles, d8 with dropout in one launch, and the largest lone tile."""
+    """Training's forms: two outputs merged from tiles, d8 with dropout in one launch, the largest lone tile, splits."""
     big, plain = {"BM": 128, "BC": 32, "PER_IMAGE": True}, {"counters": None}
+    whole, parts = {"partials": None, "splits": 1}, {"BM": 128, "BC": 8}
     lone = {"tile_mean": None, "tile_m2": None}
     fixed = {"running_mean": None, "running_var": None, "batches": None}
     two, one = {"ACT1": 1, "ACT2": 2}, {"ACT1": 2, "ACT2": 0, "y2": None}
     return [
-        compile_case(_norm_act_stats_kernel, {"BM": 128, "BC": 32}),
-        compile_case(_norm_act_stats_kernel, {"BM": 1024, "BC": 4}, x="*fp32", C="i32"),
-        compile_case(_norm_act_fwd_kernel, {**big, **two, **plain}),
-        compile_case(_norm_act_fwd_kernel, {**big, **two, **plain, **lone, **fixed, "gamma": None, "beta": None}),
-        compile_case(_norm_act_fwd_kernel, {**big, **one, **lone}, x="*fp32", y1="*fp32"),
-        compile_case(_norm_act_fwd_kernel, {**big, **one, **lone, "BM": 4, "groups": 1, "tiles": 1}, num_warps=1),
+        compile_case(_norm_act_stats_kernel, {"BM": 128, "BC": 32, **whole}),
+        compile_case(_norm_act_stats_kernel, {"BM": 1024, "BC": 4, **whole}, x="*fp32", C="i32"),
+        compile_case(_norm_act_stats_kernel, parts),
+        compile_case(_norm_act_fwd_kernel, {**big, **two, **plain, **whole}),
+        compile_case(
+            _norm_act_fwd_kernel, {**big, **two, **plain, **whole, **lone, **fixed, "gamma": None, "beta": None}
+        ),
+        compile_case(_norm_act_fwd_kernel, {**big, **one, **whole, **lone}, x="*fp32", y1="*fp32"),
+        compile_case(_norm_act_fwd_kernel, {**big, **one, **whole, **lone, "BM": 4, "groups": 1}, num_warps=1),
+        compile_case(_norm_act_fwd_kernel, {**big, **one, **lone, **parts}),
+        compile_case(_norm_act_fwd_kernel, {**big, **two, **plain, **lone, **parts, "BM": 4, "groups": 1}, num_warps=1),
     ]

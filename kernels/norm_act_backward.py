@@ -6,6 +6,7 @@ section 3, summed over both outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 from ._triton import jit, tl
 from .activations import ACTIVATIONS, times_derivative
 from .dispatch import CompileCase, choose, launch
+from .merge import fewer_sums
 from .philox import Noise, dropout_mask, dropout_scale
 from .rows import (
     Output,
     Statistics,
+    Sums,
     compile_case,
     launch_plan,
     not_supported_reasons,
@@ -40,15 +43,21 @@ def norm_act_backward(
     images: int = 1,
     noise: Noise | None = None,
     accumulate: bool = False,  # add to dgamma and dbeta instead of writing them
+    sums: Sums | None = None,  # of these gradients, where they have been taken
     impl: str = "auto",
 ) -> None:
     """dx, dgamma and dbeta from the gradients of both outputs. What is written overlaps nothing that is read."""
+    groups, channels = statistics.mean.shape
+    if sums is not None and not all(t.ndim == 3 and (len(t), t.shape[2]) == (groups, channels) for t in sums):
+        shapes = " and ".join(str(tuple(t.shape)) for t in sums)
+        raise ValueError(f"norm_act_backward: sums {shapes}; [{groups}, tiles, {channels}] needed")
     like_x = [*(gradient.rows for gradient in gradients), dx]
-    reasons = not_supported_reasons(x, like_x, (gamma, beta, dgamma, dbeta), len(gradients))
+    reasons = not_supported_reasons(x, like_x, (gamma, beta, dgamma, dbeta), len(gradients), sums or ())
+    rest = gradients, x, gamma, beta, statistics, dx, dgamma, dbeta, images, noise, accumulate, sums
     if choose("norm_act", impl, x, reasons) == "triton":
-        _norm_act_backward_triton(gradients, x, gamma, beta, statistics, dx, dgamma, dbeta, images, noise, accumulate)
-        return
-    _norm_act_backward_reference(gradients, x, gamma, beta, statistics, dx, dgamma, dbeta, images, noise, accumulate)
+        _norm_act_backward_triton(*rest)
+    else:
+        _norm_act_backward_reference(*rest)
 
 
 def hidden(
@@ -76,21 +85,22 @@ def _norm_act_backward_reference(
     images: int,
     noise: Noise | None,
     accumulate: bool,
+    sums: Sums | None,
 ) -> None:
     h = hidden(x, gamma, beta, statistics, images, noise)
     dz = sum(g.rows.to(h.dtype) * ACTIVATIONS[g.activation].derivative(h) for g in gradients)
     assert isinstance(dz, Tensor)
     if noise is not None:
         dz = dz * 2 * dropout_mask(noise, images, len(x) // images, x.shape[1])
-    groups = len(statistics.mean)
-    mean, rstd = statistics.mean[:, None], statistics.rstd[:, None]
-    dz = dz.view(groups, -1, x.shape[1])
-    xhat = (x.to(h.dtype).view(dz.shape) - mean) * rstd
-    for into, total in ((dgamma, (dz * xhat).sum((0, 1))), (dbeta, dz.sum((0, 1)))):
+    dz = dz.view(len(statistics.mean), -1, x.shape[1])
+    xhat = hidden(x, None, None, statistics, images, None).view(dz.shape)
+    sum_dz, sum_dzx = (t.sum(1) for t in ((dz, dz * xhat) if sums is None else sums))
+    for into, total in ((dgamma, sum_dzx.sum(0)), (dbeta, sum_dz.sum(0))):
         if into is not None:
             into.copy_(into + total if accumulate else total)
-    g = dz if gamma is None else dz * gamma
-    dx.copy_(((g - g.mean(1, keepdim=True) - xhat * (g * xhat).mean(1, keepdim=True)) * rstd).view(x.shape))
+    mean_dz, mean_dzx = sum_dz[:, None] / dz.shape[1], sum_dzx[:, None] / dz.shape[1]
+    scale = statistics.rstd if gamma is None else statistics.rstd * gamma
+    dx.copy_(((dz - mean_dz - xhat * mean_dzx) * scale[:, None]).view(x.shape))
 
 
 def _norm_act_backward_triton(
@@ -105,8 +115,9 @@ def _norm_act_backward_triton(
     images: int,
     noise: Noise | None,
     accumulate: bool,
+    sums: Sums | None,
 ) -> None:
-    """One launch where a group is one tile, else sums per tile and then everything else."""
+    """One launch where a group is one tile or sums are given, else sums per tile and then everything else."""
     first, second = gradients[0], gradients[1] if len(gradients) == 2 else None
     (total, channels), groups = x.shape, len(statistics.mean)
     rows = total // groups
@@ -116,7 +127,7 @@ def _norm_act_backward_triton(
     inputs = (
         *(x, gamma, beta, *statistics, first.rows, None if second is None else second.rows),
         *((None, 0) if noise is None else noise[:2]),
-        *(rows, channels, plan.tiles, plan.tile_rows, total // images),
+        *(rows, channels, plan.tile_rows, total // images),
         *(first.rows.stride(0), 0 if second is None else second.rows.stride(0)),
     )
     options = {
@@ -128,27 +139,28 @@ def _norm_act_backward_triton(
         "num_warps": plan.warps,
     }
     vectors = affine + 2 * groups
-    partial = None
+    if sums is not None:
+        sums = fewer_sums(sums, math.prod(plan.grid))
     # the program that writes dgamma and dbeta needs every group's sums: it reads two groups, but not many
-    if plan.tiles > 1 or (wanted and groups > 2):
-        partial = x.new_empty(2, groups, plan.tiles, channels, dtype=torch.float32)
+    elif plan.tiles > 1 or (wanted and groups > 2):
+        sums = Sums(*x.new_empty(2, groups, plan.tiles, channels, dtype=torch.float32).unbind())
         launch(
             _norm_act_bwd_sums_kernel,
             plan.grid,
-            *(*inputs, *partial.unbind()),
+            *(*inputs, *sums, plan.tiles),
             read=row_bytes(x, 1 + len(gradients), vectors),
             written=row_bytes(x, 0, 2 * groups * plan.tiles),
             **options,
         )
-        vectors += 2 * groups * plan.tiles
+    tiles = 0 if sums is None else sums.dz.shape[1]
     written = sum(into.numel() * into.element_size() for into in (dgamma, dbeta) if into is not None)
     launch(
         _norm_act_bwd_kernel,
         plan.grid,
-        *(*inputs, *((None, None) if partial is None else partial.unbind())),
+        *(*inputs, *((None, None) if sums is None else sums), tiles),
         *(dx, dx.stride(0), dgamma, dbeta, groups),
         # a lone tile reads x and the gradients twice, the second time from a cache
-        read=row_bytes(x, 1 + len(gradients), vectors) + written * accumulate,
+        read=row_bytes(x, 1 + len(gradients), vectors + 2 * groups * tiles) + written * accumulate,
         written=row_bytes(x, 1) + written,
         ACCUMULATE=accumulate,
         **options,
@@ -168,13 +180,13 @@ def _norm_act_bwd_sums_kernel(
     block,
     rows,
     C,
-    tiles,
     tile_rows,
     positions,
     ld1,
     ld2,
     tile_dz,  # [groups, tiles, C] fp32, written: sums of dz
     tile_dzx,  # [groups, tiles, C] fp32, written: sums of dz * xhat
+    tiles,
     ACT1: tl.constexpr,
     ACT2: tl.constexpr,
     PER_IMAGE: tl.constexpr,
@@ -204,13 +216,13 @@ def _norm_act_bwd_kernel(
     block,
     rows,
     C,
-    tiles,
     tile_rows,
     positions,
     ld1,
     ld2,
-    tile_dz,  # as _norm_act_bwd_sums_kernel left it, or None: this program's tile is its group
+    tile_dz,  # [groups, tiles, C] fp32, or None: this program's rows are its group
     tile_dzx,
+    tiles,
     dx,  # rows of C with stride ld, written
     ld,
     dgamma,  # [C] or None, written by the first program of each block of channels
@@ -303,7 +315,7 @@ def _gradient(layer, group, row, end, col):
 
 
 def compile_cases() -> list[CompileCase]:
-    """Training's forms: two gradients merged from tiles, d8 with dropout in one launch, and the largest lone tile."""
+    """Training's forms: two gradients, sums per tile; d8 with dropout in one launch; the largest lone tile."""
     big = {"BM": 128, "BC": 32, "PER_IMAGE": True}
     two, one = {"ACT1": 1, "ACT2": 2}, {"ACT1": 2, "ACT2": 0, "g2": None}
     write, plain = {"ACCUMULATE": False}, {"counters": None}

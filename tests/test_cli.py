@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fastpix2pix import cli
-from fastpix2pix.config import Data, Generator, Infer, Train, train_config
+from fastpix2pix.config import Build, Data, Generator, Infer, Train, train_config
 from fastpix2pix.data.images import read_image, write_image
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
@@ -22,7 +22,10 @@ TINY = [
     *("--crop-size=32", "--depth=5", "--ngf=4", "--ndf=4", "--n-layers=1", "--workers=0", "--device=cpu"),
     *("--no-tensorboard", "--epochs=1", "--batch=2"),
 ]
-COMMANDS = ["demo", "train", "eval", "infer", "convert", "data", "doctor", "data check", "data combine", "data demo"]
+COMMANDS = [
+    *("demo", "train", "eval", "infer", "build", "convert", "data", "doctor"),
+    *("data check", "data combine", "data demo"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,9 @@ def test_help_goes_to_stdout_and_explains_each_option(command, capsys):
     assert err == ""
 
 
-@pytest.mark.parametrize(("command", "configs"), [("train", (Train, Generator, Data)), ("infer", (Infer,))])
+@pytest.mark.parametrize(
+    ("command", "configs"), [("train", (Train, Generator, Data)), ("infer", (Infer,)), ("build", (Build,))]
+)
 def test_every_field_is_an_option_with_help(command, configs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     run(command, "--help")
@@ -74,7 +79,8 @@ def test_every_field_is_an_option_with_help(command, configs, capsys, monkeypatc
         for field in dataclasses.fields(config):
             if field.name in ("generator", "data"):
                 continue
-            assert any(w.startswith(f"--{field.name.replace('_', '-')}") for w in words), field.name
+            option = {"capabilities": "for"}.get(field.name, field.name.replace("_", "-"))
+            assert any(w.startswith(f"--{option}") for w in words), field.name
             line = next(x for x in source if x.startswith(f"    {field.name}: ") and (" = " in x))
             assert "  # " in line, f"{field.name} has no comment, so no help"
 
@@ -253,6 +259,7 @@ def test_doctor_names_what_auto_means(capsys):
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert set(found["auto"]) == {"device", "precision", "loader", "step", "backend"}
+    assert set(found["backends"]) == {"torch", "onnxruntime", "tensorrt", "tensorrt-rtx"}
     assert {p["name"] for p in found["parts"]} >= {"dali", "triton", "torchmetrics"}
     assert all(p["usable"] or p["todo"] for p in found["parts"])
     assert "torch" in err

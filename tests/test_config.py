@@ -5,7 +5,19 @@ import json
 
 import pytest
 
-from fastpix2pix.config import Data, Discriminator, Generator, Infer, Modes, Train, from_record, train_config
+from fastpix2pix.config import (
+    Build,
+    Data,
+    Discriminator,
+    Form,
+    Generator,
+    Infer,
+    Modes,
+    Train,
+    build_config,
+    from_record,
+    train_config,
+)
 from fastpix2pix.errors import InputError
 
 
@@ -79,3 +91,52 @@ def test_other_refusals():
         Infer(batch=0)
     with pytest.raises(InputError, match="unknown Train fields colour"):
         from_record(Train, {"colour": 1})
+
+
+def test_sizes_and_batches_of_a_build():
+    assert Build().sizes == ()
+    assert Build().batches == (1,)
+    assert Build(size="256").sizes == ((256, 256),)
+    assert Build(size="256x512").sizes == ((256, 512),)
+    assert Build(size="256, 512, 512x1024").sizes == ((256, 256), (512, 512), (512, 1024))
+    assert Build(batch="1,4,8").batches == (1, 4, 8)
+    assert build_config(size=512, batch=2).sizes == ((512, 512),)  # numbers, in Python
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"size": "256x"}, "whole numbers of at least 1"),
+        ({"size": "0"}, "whole numbers of at least 1"),
+        ({"size": "256,512"}, "smallest,usual,largest"),
+        ({"size": "1x2x3"}, "256x512"),
+        ({"size": "512,256,1024"}, "the smallest first"),
+        ({"size": "256x512,512x256,512x512"}, "the smallest first"),
+        ({"batch": "1,2"}, "one number and smallest,usual,largest"),
+        ({"batch": "two"}, "whole numbers"),
+        ({"batch": ""}, "one number"),
+        ({"precision": "fp4"}, "allowed are auto, fp32, fp16, bf16, int8, fp8"),
+        ({"target": "openvino"}, "allowed are onnx, tensorrt, tensorrt-rtx"),
+        ({"workspace": 0}, "positive"),
+        ({"max_difference": -1.0}, "positive"),
+        ({"gate_images": 0}, "at least 1"),
+        ({"seed": -1}, r"\[0, 2\*\*63\)"),
+        ({"capability": "sm80"}, "did you mean capabilities"),
+    ],
+)
+def test_bad_options_of_a_build(options, match):
+    with pytest.raises(InputError, match=match):
+        build_config(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"height": None}, "give both sides or none"),
+        ({"batch": 0}, "at least 1"),
+        ({"precision": "auto"}, "allowed are fp32"),
+    ],
+)
+def test_bad_forms(options, match):
+    with pytest.raises(InputError, match=match):
+        Form(**options)

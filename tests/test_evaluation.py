@@ -254,7 +254,7 @@ def test_as_dict_is_json(model, data):
 @pytest.mark.parametrize(
     "options, match",
     [
-        ({"size": 48}, r"size = 48: this model \(depth 5\) takes multiples of 32 pixels"),
+        ({"size": 48}, r"size = 48: this model takes multiples of 32 pixels"),
         ({"size": 0}, r"size = 0"),
         ({"batch": 0}, r"batch = 0: must be at least 1"),
         ({"direction": "BtoC"}, r"direction = 'BtoC': allowed are AtoB and BtoA"),

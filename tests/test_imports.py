@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastpix2pix"
-HEAVY = ("torch", "numpy", "PIL", "triton", "nvidia", "torchmetrics", "tensorboard", "matplotlib")
+HEAVY = (
+    *("torch", "numpy", "PIL", "triton", "nvidia", "torchmetrics", "tensorboard", "matplotlib"),
+    *("onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"),
+)
 # each may import those to its right, never to its left
 LAYERS = [
     {"cli"},
     {"commands"},
     {"demo", "doctor"},
-    {"training"},
+    {"training", "building"},
     {"evaluation"},
     {"runtime"},
     {"data", "model"},

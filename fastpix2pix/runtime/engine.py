@@ -12,6 +12,7 @@ from ..device import resolve_precision
 from ..model import Unet
 from ..model.unet import check_modes
 
+INPUT, OUTPUT = "input", "output"  # names in an exported graph; masks have those of runtime/masks.py
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,6 +43,15 @@ class Engine(Protocol):
     ) -> Tensor:
         """[N, out_channels, H, W] float32 in [-1, 1]; image i does not depend on the rest of the batch."""
 
+    def enqueue(
+        self,
+        input: Tensor,  # [N, in_channels, H, W] float32 in [-1, 1]; of an engine for uint8 pixels [N, H, W, C] uint8
+        output: Tensor,  # the same of the output; written
+        stream: torch.cuda.Stream,  # where the work goes; engines that run on a CPU take None and are done on return
+        first: int = 0,  # running number of the first image
+    ) -> None:
+        """One call on the caller's buffers, which are in use until the stream gets past it."""
+
     def describe(self) -> dict[str, Any]:
         """Backend, device and precision, JSON-ready."""
 
@@ -71,6 +81,17 @@ class TorchEngine:
         dtype = _DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             return self._net(batch, self.modes, first).float()
+
+    def enqueue(
+        self,
+        input: Tensor,  # [N, in_channels, H, W] float32 in [-1, 1], channels-last
+        output: Tensor,  # [N, out_channels, H, W] float32; written
+        stream: torch.cuda.Stream | None = None,
+        first: int = 0,  # running number of the first image
+    ) -> None:
+        """`translate` on a stream, copied into the caller's buffer."""
+        with torch.cuda.stream(stream):  # None: as it is
+            output.copy_(self.translate(input, first))
 
     def describe(self) -> dict[str, Any]:
         """Backend, device (with the GPU's name) and precision."""

@@ -1,16 +1,19 @@
-"""The convolutions of the explicit passes, one implementation per node; here cuDNN's (oneDNN's on a CPU), through ATen.
+"""The convolutions of the explicit passes: nodes, who computes them, and ATen's way (cuDNN, on a CPU oneDNN).
 
-Activations travel as rows [N * H * W, C] (kernels/norm_act.py); a convolution sees them as channels-last [N, C, H, W].
+Activations travel as rows [N * H * W, C] (kernels/norm_act.py); ATen sees them as channels-last [N, C, H, W].
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.conv_plan import ConvPlan
+from ..kernels.conv_wgrad import WgradPlan
+from ..kernels.geometry import Geometry
 from ..model.layers import ResizeConv
 
 
@@ -19,54 +22,61 @@ class Node(NamedTuple):
 
     weight: str  # state name of its kernel
     kind: str  # conv, transposed, or resize (nearest 2x, then a 3x3 conv)
+    kernel: int
     stride: int
     padding: int
 
-
-class Convolution(Protocol):
-    """How a node's three products are computed."""
-
-    def forward(
-        self,
-        x: Tensor,  # [N, C, H, W] channels-last
-        w: Tensor,  # kernel, channels-last, dtype of x
-        node: Node,
-    ) -> Tensor: ...
-
-    def backward(
-        self,
-        dy: Tensor,  # [N, K, H', W'] channels-last
-        x: Tensor,  # [N, C, H, W]
-        w: Tensor,
-        node: Node,
-        dw: Tensor | None,  # written where given: gradient of the kernel
-        need_dx: bool,
-        accumulate: bool,  # add to dw
-    ) -> Tensor | None: ...
+    @property
+    def geometry(self) -> Geometry:
+        """Of the product itself: without the enlargement of a resize."""
+        return Geometry(self.kernel, self.stride, self.padding, self.kind == "transposed")
 
 
-class Aten:
-    """`aten.convolution` and `convolution_backward`: whatever library torch has for the device."""
+class Plans(NamedTuple):
+    """Who computes a node's three products: the project's kernels by a plan, or ATen (None)."""
 
-    def forward(self, x: Tensor, w: Tensor, node: Node) -> Tensor:
-        if node.kind == "resize":
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return torch.ops.aten.convolution(x, w, None, *_geometry(node))
+    forward: ConvPlan | None = None
+    dgrad: ConvPlan | None = None
+    wgrad: WgradPlan | None = None
 
-    def backward(
-        self, dy: Tensor, x: Tensor, w: Tensor, node: Node, dw: Tensor | None, need_dx: bool, accumulate: bool
-    ) -> Tensor | None:
-        seen = F.interpolate(x, scale_factor=2.0, mode="nearest") if node.kind == "resize" else x
-        wanted = [need_dx, dw is not None, False]
-        dx, new_dw, _ = torch.ops.aten.convolution_backward(dy, seen, w, None, *_geometry(node), wanted)
-        if dw is not None:
-            dw.copy_(dw + new_dw if accumulate else new_dw)
-        if need_dx and node.kind == "resize":
-            dx = 4 * F.avg_pool2d(dx, 2)
-        return dx if need_dx else None
+    @property
+    def reads_sources(self) -> bool:
+        """Whether nothing needs the input as one activated tensor."""
+        return self.forward is not None and self.wgrad is not None
 
 
-def _geometry(node: Node) -> tuple:
+def aten_forward(
+    x: Tensor,  # [N, C, H, W] channels-last
+    w: Tensor,  # kernel, channels-last, dtype of x
+    node: Node,
+) -> Tensor:  # [N, K, H', W']
+    """The node's output."""
+    if node.kind == "resize":
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return torch.ops.aten.convolution(x, w, None, *_arguments(node))
+
+
+def aten_backward(
+    dy: Tensor,  # [N, K, H', W'] channels-last
+    x: Tensor,  # [N, C, H, W]
+    w: Tensor,
+    node: Node,
+    dw: Tensor | None,  # written where given: gradient of the kernel
+    need_dx: bool,
+    accumulate: bool,  # add to dw
+) -> Tensor | None:
+    """The input's gradient where it is needed."""
+    seen = F.interpolate(x, scale_factor=2.0, mode="nearest") if node.kind == "resize" else x
+    wanted = [need_dx, dw is not None, False]
+    dx, new_dw, _ = torch.ops.aten.convolution_backward(dy, seen, w, None, *_arguments(node), wanted)
+    if dw is not None:
+        dw.copy_(dw + new_dw if accumulate else new_dw)
+    if need_dx and node.kind == "resize":
+        dx = 4 * F.avg_pool2d(dx, 2)
+    return dx if need_dx else None
+
+
+def _arguments(node: Node) -> tuple:
     transposed = node.kind == "transposed"
     return [node.stride] * 2, [node.padding] * 2, [1, 1], transposed, [0, 0], 1
 
@@ -75,7 +85,8 @@ def node_of(conv: nn.Module, weight: str) -> Node:
     """The node of a Conv2d, ResizeConv or ConvTranspose2d."""
     assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
     kind = "transposed" if isinstance(conv, nn.ConvTranspose2d) else "conv"
-    return Node(weight, "resize" if isinstance(conv, ResizeConv) else kind, conv.stride[0], int(conv.padding[0]))
+    kind = "resize" if isinstance(conv, ResizeConv) else kind
+    return Node(weight, kind, conv.kernel_size[0], conv.stride[0], int(conv.padding[0]))
 
 
 def rows(

@@ -9,11 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.geometry import Source
 from ..kernels.norm_act import Output
 from ..model import PatchGAN
 from .arena import Parameters
 from .convolution import image
-from .stages import How, Stage, activate, activate_backward, convolve, convolve_backward
+from .stages import (
+    Feature,
+    How,
+    Stage,
+    activate,
+    activate_backward,
+    convolve,
+    convolve_backward,
+    defer,
+    may_defer,
+    norm_of,
+)
 
 Saved = list[Stage]  # the blocks in the order of forward
 
@@ -27,15 +39,18 @@ def discriminator_forward(
 ) -> tuple[Tensor, Saved]:
     """(logits [groups * N * h * w], what backward needs). Updates the running statistics of `net`, group by group."""
     saved: Saved = []
-    a = x
+    a, last = Feature.of(x), len(net.blocks) - 1
     for number, block in enumerate(net.blocks):
-        stage = convolve(block, f"blocks.{number}", params, a, how)
-        out = torch.empty_like(stage.raw)
-        last = number == len(net.blocks) - 1
-        activate(stage, params, [Output(out, "none" if last else "leaky")], groups, how)
+        stage = convolve(block, f"blocks.{number}", params, a, how, groups)
+        reader = how.of(f"blocks.{number + 1}.conv.weight", len(x))
+        if number < last and reader.reads_sources and may_defer(stage, params):
+            source = defer(stage, params, "leaky", how)
+        else:
+            source = Source(torch.empty_like(stage.raw))
+            activate(stage, params, [Output(source.rows, "none" if number == last else "leaky")], how)
         saved.append(stage)
-        a = image(out, len(x), stage.h, stage.w)
-    return out.view(-1), saved
+        a = Feature((source,), stage.size)
+    return source.rows.view(-1), saved
 
 
 def discriminator_backward(
@@ -49,16 +64,15 @@ def discriminator_backward(
     accumulate: bool = False,
 ) -> Tensor:  # [groups * N, C, H, W] gradient of the input; empty where it is not needed
     """Gradients of the parameters, of the input, or of both."""
-    below, activation = d_logits.view(-1, 1), "none"
+    below, activation, sums = d_logits.view(-1, 1), "none", None
     for number in range(len(saved) - 1, -1, -1):
         stage = saved[number]
         outputs = [Output(below, activation)]
-        g = activate_backward(stage, params, gradients, outputs, how, accumulate=accumulate)
-        below = convolve_backward(
-            stage, params, gradients, g, how, need_dx=number > 0 or need_dx, accumulate=accumulate
-        )
+        g = activate_backward(stage, params, gradients, outputs, how, sums=sums, accumulate=accumulate)
         activation = "leaky"
-    if not need_dx:
-        return below
-    n, _, h, w = saved[0].x.shape
-    return image(below, n, h, w)
+        norm = norm_of(saved[number - 1], params, activation) if number else None
+        wanted = number > 0 or need_dx
+        below, sums = convolve_backward(
+            stage, params, gradients, g, how, need_dx=wanted, accumulate=accumulate, norm=norm
+        )
+    return image(below, *saved[0].x.size) if need_dx else below

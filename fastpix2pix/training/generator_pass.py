@@ -2,24 +2,37 @@
 
 Same function as `Unet.forward` in training mode, but dropout masks come from counters (kernels/philox.py). Each
 normalisation writes its one or two activated outputs where they are needed: leaky(z) for the next convolution, relu(z)
-into its half of the concatenation that the matching up-block reads, so nothing is concatenated.
+into its half of the concatenation that the matching up-block reads, so nothing is concatenated. Where the readers are the
+project's own products, a map is written once, and they read it where it lies.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import Train
-from ..kernels.bias_act import bias_act
+from ..kernels.geometry import Source
 from ..kernels.norm_act import Output
 from ..kernels.philox import Noise
 from ..model import Unet
 from .arena import Parameters
-from .convolution import image
-from .stages import How, Stage, activate, activate_backward, convolve, convolve_backward
+from .convolution import Plans, image
+from .stages import (
+    Feature,
+    How,
+    Stage,
+    activate,
+    activate_backward,
+    convolve,
+    convolve_backward,
+    defer,
+    may_defer,
+    norm_of,
+)
 
 
 @dataclass
@@ -54,34 +67,72 @@ def generator_forward(
     """(image [N, out, H, W] in the compute dtype, what backward needs). Updates the running statistics of `net`."""
     skips = net.config.kind == "unet"
     last = net.config.depth - 1
+    images = len(x)
     saved = Saved()
-    joined: list[Tensor] = []  # per level, outermost first: rows [M, 2C], the skip left, the up-block's output right
-    a = x
+    beside: list[_Skip] = []  # per level, outermost first
+    a = Feature.of(x)
     for level in range(last + 1):
         stage = convolve(net.down[level], f"down.{level}", params, a, how)
-        onward = torch.empty_like(stage.raw)
-        outputs = [Output(onward, "leaky" if level < last else "relu")]
-        if skips and level < last:
-            m, c = stage.raw.shape
-            joined.append(stage.raw.new_empty(m, 2 * c))
-            outputs.append(Output(joined[-1][:, :c], "relu"))
-        activate(stage, params, outputs, 1, how)
+        reader = how.of(f"down.{level + 1}.conv.weight" if level < last else "up.0.conv.weight", images)
+        above = how.of(f"up.{last - level}.conv.weight", images) if skips and level < last else None
+        source, skip = _down(stage, params, "leaky" if level < last else "relu", reader, above, how)
+        if skip is not None:
+            beside.append(skip)
         saved.down.append(stage)
-        a = image(onward, len(x), stage.h, stage.w)
+        a = Feature((source,), stage.size)
     for number in range(last):
         block = net.up[number]
         stage = convolve(block, f"up.{number}", params, a, how)
         if block.dropout is not None:
             stage.noise = Noise(counters, block.dropout.block)  # type: ignore[union-attr, arg-type]
-        onward = joined.pop() if skips else torch.empty_like(stage.raw)
-        activate(stage, params, [Output(onward[:, -stage.raw.shape[1] :], "relu")], 1, how)
+        reader = how.of(f"up.{number + 1}.conv.weight", images)
+        a = _up(stage, params, reader, beside.pop() if skips else None, how)
         saved.up.append(stage)
-        a = image(onward, len(x), stage.h, stage.w)
     stage = convolve(net.up[last], f"up.{last}", params, a, how)
     y = torch.empty_like(stage.raw)
-    bias_act(stage.raw, params.get(f"up.{last}.conv.bias"), [Output(y, "tanh")], impl=how.impl)
+    activate(stage, params, [Output(y, "tanh")], how)
     saved.up.append(stage)
-    return image(y, len(x), stage.h, stage.w), saved
+    return image(y, *stage.size), saved
+
+
+class _Skip(NamedTuple):
+    """What a down-block leaves for the up-block of its level."""
+
+    source: Source | None = None  # read where it lies
+    joined: Tensor | None = None  # or the left half of these rows [M, 2C]: the right one is the up-block's to write
+
+
+def _down(
+    stage: Stage, params: Parameters, activation: str, reader: Plans, above: Plans | None, how: How
+) -> tuple[Source, _Skip | None]:
+    """What the next block reads, and what the up-block of the same level does (`above`; None: there is no skip)."""
+    if may_defer(stage, params) and reader.reads_sources and (above is None or above.reads_sources):
+        source = defer(stage, params, activation, how)
+        return source, None if above is None else _Skip(source._replace(activation="relu"))
+    onward = torch.empty_like(stage.raw)
+    outputs, skip = [Output(onward, activation)], None
+    if above is not None:
+        skip = _Skip(Source(onward, "relu"))  # relu(leaky(z)) = relu(z)
+        if not above.reads_sources:
+            m, c = stage.raw.shape
+            skip = _Skip(joined=stage.raw.new_empty(m, 2 * c))
+            outputs.append(Output(skip.joined[:, :c], "relu"))  # type: ignore[index]
+    activate(stage, params, outputs, how)
+    return Source(onward), skip
+
+
+def _up(stage: Stage, params: Parameters, reader: Plans, skip: _Skip | None, how: How) -> Feature:
+    """What the next up-block reads: the skip and this block's output."""
+    if skip is not None and skip.joined is not None:
+        activate(stage, params, [Output(skip.joined[:, -stage.raw.shape[1] :], "relu")], how)
+        return Feature((Source(skip.joined),), stage.size)
+    if reader.reads_sources and may_defer(stage, params):
+        source = defer(stage, params, "relu", how)
+    else:
+        source = Source(torch.empty_like(stage.raw))
+        activate(stage, params, [Output(source.rows, "relu")], how)
+    beside = () if skip is None or skip.source is None else (skip.source,)
+    return Feature((*beside, source), stage.size)
 
 
 def generator_backward(
@@ -102,18 +153,22 @@ def generator_backward(
     skips: list[Tensor] = []  # gradients of the skips, outermost first
     g = d_raw
     for number in range(last, -1, -1):
-        below = convolve_backward(saved.up[number], params, gradients, g, how, accumulate=accumulate)
         into = saved.up[number - 1] if number else saved.down[last]
+        norm = norm_of(into, params, "relu")
+        below, sums = convolve_backward(saved.up[number], params, gradients, g, how, accumulate=accumulate, norm=norm)
         c = into.raw.shape[1]
         if below.shape[1] > c:
             skips.append(below[:, :c])
-        g = activate_backward(into, params, gradients, [Output(below[:, -c:], "relu")], how, accumulate=accumulate)
+        outputs = [Output(below[:, -c:], "relu")]
+        g = activate_backward(into, params, gradients, outputs, how, sums=sums, accumulate=accumulate)
     for level in range(last, -1, -1):
-        below = convolve_backward(
-            saved.down[level], params, gradients, g, how, need_dx=level > 0, accumulate=accumulate
+        other = Output(skips.pop(), "relu") if skips and level else None
+        norm = norm_of(saved.down[level - 1], params, "leaky", other) if level else None
+        below, sums = convolve_backward(
+            saved.down[level], params, gradients, g, how, need_dx=level > 0, accumulate=accumulate, norm=norm
         )
         if level:
-            outputs = [Output(below, "leaky")]
-            if skips:
-                outputs.append(Output(skips.pop(), "relu"))
-            g = activate_backward(saved.down[level - 1], params, gradients, outputs, how, accumulate=accumulate)
+            outputs = [Output(below, "leaky"), *([] if other is None else [other])]
+            g = activate_backward(
+                saved.down[level - 1], params, gradients, outputs, how, sums=sums, accumulate=accumulate
+            )

@@ -13,7 +13,6 @@ import torch
 from bench.compare import Poisoned, excess
 from bench.devices import result_path, setting, synthetic_pairs
 from bench.gpu_check import PARTS, _parts
-from bench.layers import discriminator_layers, generator_layers
 from bench.precompile import share
 from bench.report import Mismatch, Report, Skipped
 from bench.timing import Timing, interleaved
@@ -21,6 +20,7 @@ from bench.training_checks import FP32
 from fastpix2pix.config import train_config
 from fastpix2pix.model import PatchGAN, Unet
 from fastpix2pix.model.unet import macs
+from fastpix2pix.training.layers import discriminator_layers, generator_layers
 from fastpix2pix.training.state import LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,8 @@ def test_record_of_a_good_run(runs):
         assert set(row) == {"part", "row", "status", "reason", "seconds", "values"}
         assert row["status"] == "ok" or (row["status"] == "skipped" and row["reason"])
     skipped = [row["row"] for row in record["rows"] if row["status"] == "skipped"]
-    assert len(skipped) == 2 and all("graph" in name for name in skipped), skipped
+    assert len([row for row in rows(record, "steps") if row["status"] == "skipped"]) == 2
+    assert len(skipped) == 2 + 2 * 2 and all("graph" in name for name in skipped), skipped
 
 
 def test_every_kernel_is_checked_in_every_type(runs):
@@ -109,6 +110,15 @@ def test_step_times(runs):
         assert 0 < values["quartiles_ms"][0] <= values["ms"] <= values["quartiles_ms"][1]
         assert values["images_per_s"] == pytest.approx(2000 / values["ms"], rel=0.01)
     assert timed["batch 2 eager fp32 nchw"]["times_eager_fp32"] == 1
+
+
+def test_engine_times(runs):
+    """What runs on a CPU: eager in two precisions and torch.compile, with either statistics."""
+    timed = [row["row"] for row in rows(runs["good"][1], "engines") if "ms" in row["values"]]
+    names = ("eager fp32", "eager fp16", "torch.compile fp16")
+    assert timed == [f"batch 2 {statistics} {name}" for statistics in ("image", "running") for name in names]
+    for row in rows(runs["good"][1], "engines", "check"):
+        assert row["status"] == "skipped" or row["values"]["mean"] < 0.25 / 127.5
 
 
 def test_layer_times(runs):

@@ -1,0 +1,403 @@
+// fastpix2pix._native: the only file that knows both Python and the core. Types are in fastpix2pix/_native.pyi.
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+
+#include "arguments.hpp"
+#include "convert.hpp"
+#include "cpu_backend.hpp"
+#include "runtime.hpp"
+#ifdef FASTPIX2PIX_CUDA
+#include "cuda_backend.hpp"
+#include "dlpack.hpp"
+#endif
+
+namespace fastpix2pix::python {
+namespace {
+
+constexpr Names<Format, 5> kFormats = {{{"rgb", Format::rgb},
+                                        {"bgr", Format::bgr},
+                                        {"rgba", Format::rgba},
+                                        {"nv12", Format::nv12},
+                                        {"yuv420", Format::yuv420}}};
+constexpr Names<Filter, 3> kFilters = {
+    {{"bilinear", Filter::bilinear}, {"bicubic", Filter::bicubic}, {"area", Filter::area}}};
+constexpr Names<Border, 2> kBorders = {{{"reflect", Border::reflect}, {"constant", Border::constant}}};
+constexpr Names<Matrix, 2> kMatrices = {{{"bt601", Matrix::bt601}, {"bt709", Matrix::bt709}}};
+constexpr Names<Range, 2> kRanges = {{{"limited", Range::limited}, {"full", Range::full}}};
+constexpr Names<bool, 2> kLayouts = {{{"nchw", false}, {"nhwc", true}}};
+constexpr Names<bool, 2> kTypes = {{{"float32", false}, {"float16", true}}};
+constexpr Names<Policy, 3> kPolicies = {
+    {{"block", Policy::block}, {"drop-oldest", Policy::drop_oldest}, {"drop-newest", Policy::drop_newest}}};
+
+using Size = std::pair<int, int>;            // height, width
+using Box = std::tuple<int, int, int, int>;  // top, left, height, width
+
+Rect rect(const Box& box) { return {std::get<1>(box), std::get<0>(box), std::get<3>(box), std::get<2>(box)}; }
+
+FrameShape frame_shape(const std::string& format, const Size& size) {
+  return {named("format", format, kFormats), size.second, size.first};
+}
+
+TensorShape tensor_shape(const Size& size, const std::string& layout, const std::string& dtype) {
+  return {size.second, size.first, named("layout", layout, kLayouts), named("dtype", dtype, kTypes)};
+}
+
+Colour colour(const std::string& matrix, const std::string& range) {
+  return make_colour(named("matrix", matrix, kMatrices), named("range", range, kRanges));
+}
+
+InputSpec input_spec(const std::string& format, const Size& frame, const Size& network, const std::optional<Box>& crop,
+                     const std::optional<Box>& place, const std::string& border, float fill, const std::string& filter,
+                     const std::string& matrix, const std::string& range, const std::string& layout,
+                     const std::string& dtype) {
+  InputSpec spec;
+  spec.frame = frame_shape(format, frame);
+  spec.crop = crop ? rect(*crop) : Rect{0, 0, frame.second, frame.first};
+  const Rect placed = place ? rect(*place) : Rect{0, 0, network.second, network.first};
+  spec.scaled_width = placed.width;
+  spec.scaled_height = placed.height;
+  spec.left = placed.x;
+  spec.top = placed.y;
+  spec.network = tensor_shape(network, layout, dtype);
+  spec.filter = named("filter", filter, kFilters);
+  spec.border = named("border", border, kBorders);
+  spec.fill = fill;
+  spec.colour = colour(matrix, range);
+  validate(spec);
+  return spec;
+}
+
+OutputSpec output_spec(const std::string& format, const Size& frame, const Size& network,
+                       const std::optional<Box>& region, const std::string& filter, const std::string& matrix,
+                       const std::string& range, const std::string& layout, const std::string& dtype) {
+  OutputSpec spec;
+  spec.frame = frame_shape(format, frame);
+  spec.network = tensor_shape(network, layout, dtype);
+  spec.region = region ? rect(*region) : Rect{0, 0, network.second, network.first};
+  spec.filter = named("filter", filter, kFilters);
+  spec.colour = colour(matrix, range);
+  validate(spec);
+  return spec;
+}
+
+const char* format_name(const FrameShape& shape) { return name_of(shape.format, kFormats); }
+
+void run_input(InputPlan& plan, const py::object& network, const py::object& frame) {
+  const InputSpec& spec = plan.spec();
+  const py::buffer_info to = tensor_argument(network, spec.network, true);
+  const auto from = frame_argument<const std::uint8_t>(frame, spec.frame, format_name(spec.frame));
+  py::gil_scoped_release release;
+  plan.run(to.ptr, from.planes);
+}
+
+void run_output(OutputPlan& plan, const py::object& frame, const py::object& network) {
+  const OutputSpec& spec = plan.spec();
+  const auto to = frame_argument<std::uint8_t>(frame, spec.frame, format_name(spec.frame));
+  const py::buffer_info from = tensor_argument(network, spec.network, false);
+  py::gil_scoped_release release;
+  plan.run(to.planes, from.ptr);
+}
+
+// A Python object that other threads may drop: the last reference goes with the GIL held.
+std::shared_ptr<py::object> shared(py::object object) {
+  return {new py::object(std::move(object)), [](py::object* held) {
+            py::gil_scoped_acquire acquire;
+            delete held;
+          }};
+}
+
+// Calls Python and turns what it raises into Failed, with the GIL held around all of it.
+template <class Call>
+void call_python(const Call& call) {
+  py::gil_scoped_acquire acquire;
+  try {
+    call();
+  } catch (py::error_already_set& error) {
+    throw Failed("the engine failed: " + std::string(py::str(py::type::of(error.value()).attr("__name__"))) + ": " +
+                 std::string(py::str(error.value())));
+  }
+}
+
+py::array new_tensor(const TensorShape& shape) {
+  const std::vector<py::ssize_t> last = {shape.height, shape.width, 3}, first = {3, shape.height, shape.width};
+  return py::array(py::dtype(shape.half ? "float16" : "float32"), shape.channels_last ? last : first);
+}
+
+// engine(input, output) over numpy arrays, one pair per slot; the engine may keep them, they own their memory.
+Engine array_engine(py::object engine, const InputSpec& input, const OutputSpec& output, int slots,
+                    std::vector<SlotTensors>& tensors) {
+  py::list pairs;
+  for (int i = 0; i < slots; ++i) {
+    py::array in = new_tensor(input.network), out = new_tensor(output.network);
+    tensors.push_back({in.mutable_data(), out.mutable_data()});
+    in.attr("setflags")(py::arg("write") = false);
+    pairs.append(py::make_tuple(in, out));
+  }
+  return [call = shared(std::move(engine)), arrays = shared(std::move(pairs))](int slot, const void*, void*, void*) {
+    call_python([&] {
+      const py::tuple pair = (*arrays)[py::int_(slot)];
+      (*call)(pair[0], pair[1]);
+    });
+  };
+}
+
+#ifdef FASTPIX2PIX_CUDA
+std::size_t address(const void* pointer) { return reinterpret_cast<std::size_t>(pointer); }
+
+// engine(input, output, stream) with addresses.
+Engine pointer_engine(py::object engine) {
+  return [call = shared(std::move(engine))](int, const void* in, void* out, void* stream) {
+    call_python([&] { (*call)(address(in), address(out), address(stream)); });
+  };
+}
+
+// engine(input, output) -> the address of a cudaGraph_t, which the caller keeps alive as long as the runtime.
+GraphOfSlot graph_engine(py::object engine) {
+  return [call = shared(std::move(engine))](int, const void* in, void* out) {
+    std::size_t graph = 0;
+    call_python([&] { graph = (*call)(address(in), address(out)).template cast<std::size_t>(); });
+    return reinterpret_cast<void*>(graph);
+  };
+}
+#endif
+
+// Waits in steps of 100 ms, so that Ctrl-C ends it; step(until) says whether it is done.
+template <class Step>
+void wait_for(std::optional<double> timeout, const Step& step) {
+  using std::chrono::milliseconds;
+  if (timeout && !(*timeout >= 0.0)) {
+    throw InvalidInput("timeout = " + std::to_string(*timeout) + " seconds; allowed are 0 and more, or None");
+  }
+  const Time start = Clock::now();
+  const bool forever = !timeout || *timeout > 1e8;
+  const Time end = forever ? kNever : start + std::chrono::duration_cast<Clock::duration>(
+                                                  std::chrono::duration<double>(*timeout));
+  while (true) {
+    const Time until = std::min(end, Clock::now() + milliseconds(100));
+    {
+      py::gil_scoped_release release;
+      if (step(until)) return;
+    }
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (Clock::now() >= end) return;
+  }
+}
+
+// The deadline comes as seconds from now.
+Time deadline_of(std::optional<double> seconds) {
+  if (!seconds || *seconds > 1e8) return kNever;
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*seconds));
+}
+
+class PyRuntime {
+ public:
+  PyRuntime(const InputSpec& input, const OutputSpec& output, const py::object& engine, const std::string& device,
+            const std::string& kind, const std::string& graph, int slots, int depth, const std::string& policy,
+            int threads)
+      : source_(input.frame), target_(output.frame), device_(device) {
+    const FrameRuntime::Shape shape{input.frame, output.frame, slots, depth, named("policy", policy, kPolicies)};
+    Ring(slots, shape.policy, depth);  // checks both before memory is taken
+    std::unique_ptr<Backend> backend;
+    if (device == "cpu") {
+      if (kind != "call" || graph != "auto") {
+        throw InvalidInput("kind = '" + kind + "', graph = '" + graph +
+                           "' on the CPU; allowed are 'call' and 'auto' there");
+      }
+      std::vector<SlotTensors> tensors;
+      Engine call = engine.is_none() ? Engine() : array_engine(engine, input, output, slots, tensors);
+      backend = make_cpu_backend(input, output, std::move(call), slots, threads, tensors);
+    } else {
+      backend = cuda(input, output, engine, kind, graph, slots);
+    }
+    runtime_ = std::make_unique<FrameRuntime>(std::move(backend), shape);
+  }
+
+  // The threads may be waiting for the GIL.
+  ~PyRuntime() {
+    py::gil_scoped_release release;
+    runtime_.reset();
+  }
+
+  bool submit(const py::object& frame, std::int64_t tag, std::optional<double> deadline,
+              std::optional<double> timeout) {
+    const Time due = deadline_of(deadline);
+    auto result = FrameRuntime::Submitted::timed_out;
+#ifdef FASTPIX2PIX_CUDA
+    if (on_cuda(frame)) {
+      DeviceArgument held = device_argument(frame, source_, stream_);
+      wait_for(timeout, [&](Time until) {
+        result = runtime_->submit_device(held.planes, held.owner, tag, due, until);
+        return result != FrameRuntime::Submitted::timed_out;
+      });
+      return result == FrameRuntime::Submitted::accepted;
+    }
+#endif
+    const auto from = frame_argument<const std::uint8_t>(frame, source_, format_name(source_));
+    wait_for(timeout, [&](Time until) {
+      result = runtime_->submit(from.planes, tag, due, until);
+      return result != FrameRuntime::Submitted::timed_out;
+    });
+    return result == FrameRuntime::Submitted::accepted;
+  }
+
+  std::optional<std::int64_t> collect(const py::object& frame, std::optional<double> timeout) {
+    const auto to = frame_argument<std::uint8_t>(frame, target_, format_name(target_));
+    std::optional<std::int64_t> tag;
+    wait_for(timeout, [&](Time until) {
+      tag = runtime_->collect(to.planes, until);
+      return tag.has_value() || runtime_->drained();
+    });
+    return tag;
+  }
+
+  std::optional<std::int64_t> poll(const py::object& frame) { return collect(frame, 0.0); }
+
+  void finish() { runtime_->finish(); }
+
+  void close() {
+    py::gil_scoped_release release;
+    runtime_->close();
+  }
+
+  py::dict stats() {
+    const Counters n = runtime_->counters();
+    py::dict frames, latency;
+    const std::pair<const char*, std::uint64_t> counts[] = {
+        {"submitted", n.submitted},       {"collected", n.collected}, {"dropped_oldest", n.dropped_oldest},
+        {"dropped_newest", n.dropped_newest}, {"late", n.late},       {"failed", n.failed},
+        {"abandoned", n.abandoned},       {"pending", n.pending}};
+    for (const auto& [name, count] : counts) frames[name] = count;
+    const auto stages = runtime_->latency();
+    for (int i = 0; i < FrameRuntime::kStages; ++i) {
+      const Latency& stage = stages[static_cast<std::size_t>(i)];
+      py::dict of;
+      of["count"] = stage.count();
+      of["p50_ms"] = stage.quantile_ms(0.50);
+      of["p95_ms"] = stage.quantile_ms(0.95);
+      of["p99_ms"] = stage.quantile_ms(0.99);
+      of["max_ms"] = stage.max_ms();
+      latency[FrameRuntime::kStageNames[i]] = of;
+    }
+    py::dict all;
+    all["frames"] = frames;
+    all["latency"] = latency;
+    return all;
+  }
+
+  py::dict describe() const {
+    py::dict about;
+    about["device"] = device_;
+    about["graph"] = graph_;
+    about["slots"] = runtime_->shape().slots;
+    about["depth"] = runtime_->shape().depth;
+    about["policy"] = name_of(runtime_->shape().policy, kPolicies);
+    return about;
+  }
+
+ private:
+  std::unique_ptr<Backend> cuda(const InputSpec& input, const OutputSpec& output, const py::object& engine,
+                                const std::string& kind, const std::string& graph, int slots) {
+#ifdef FASTPIX2PIX_CUDA
+    CudaOptions options;
+    options.device = cuda_ordinal(device_);
+    options.slots = slots;
+    options.graph = named("graph", graph, kGraphs);
+    if (kind != "call" && kind != "graph") throw InvalidInput("kind = '" + kind + "'; allowed are call, graph");
+    if (!engine.is_none() && kind == "call") options.engine = pointer_engine(engine);
+    if (!engine.is_none() && kind == "graph") options.graph_of_slot = graph_engine(engine);
+    CudaBackendInfo info;
+    auto backend = make_cuda_backend(input, output, std::move(options), info);
+    graph_ = info.graph;
+    stream_ = info.upload_stream;
+    return backend;
+#else
+    static_cast<void>(input), static_cast<void>(output), static_cast<void>(engine), static_cast<void>(kind);
+    static_cast<void>(graph), static_cast<void>(slots);
+    throw InvalidInput("device = '" + device_ +
+                       "'; this build has only the CPU (device = 'cpu'). For CUDA reinstall with nvcc and "
+                       "FASTPIX2PIX_CUDA=on");
+#endif
+  }
+
+#ifdef FASTPIX2PIX_CUDA
+  static constexpr Names<GraphUse, 3> kGraphs = {
+      {{"auto", GraphUse::automatic}, {"on", GraphUse::on}, {"off", GraphUse::off}}};
+
+  static int cuda_ordinal(const std::string& device) {
+    if (device == "cuda") return 0;
+    const std::string digits = device.rfind("cuda:", 0) == 0 ? device.substr(5) : "";
+    if (digits.empty() || digits.size() > 3 || digits.find_first_not_of("0123456789") != std::string::npos) {
+      throw InvalidInput("device = '" + device + "'; allowed are cpu, cuda and cuda:N");
+    }
+    return std::stoi(digits);
+  }
+
+  std::uintptr_t stream_ = 0;
+#endif
+
+  FrameShape source_, target_;
+  std::string device_, graph_ = "none";
+  std::unique_ptr<FrameRuntime> runtime_;
+};
+
+// Raises the package's own errors, so that the commands treat them like all others.
+void translate(std::exception_ptr pointer) {
+  const auto raise = [](const char* name, const std::exception& error) {
+    const py::object type = py::module_::import("fastpix2pix.errors").attr(name);
+    PyErr_SetString(type.ptr(), error.what());
+  };
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const InvalidInput& error) {
+    raise("InputError", error);
+  } catch (const Failed& error) {
+    raise("EnvironmentFailed", error);
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Pixel conversions and the frame runtime; see fastpix2pix.runtime.native.";
+  py::register_local_exception_translator(translate);
+
+#ifdef FASTPIX2PIX_CUDA
+  m.attr("CUDA") = FASTPIX2PIX_CUDA_VERSION;
+#else
+  m.attr("CUDA") = py::none();
+#endif
+
+  py::class_<InputSpec>(m, "InputSpec")
+      .def(py::init(&input_spec), py::arg("format"), py::arg("frame"), py::arg("network"), py::kw_only(),
+           py::arg("crop") = py::none(), py::arg("place") = py::none(), py::arg("border") = "reflect",
+           py::arg("fill") = 0.0f, py::arg("filter") = "bicubic", py::arg("matrix") = "bt709",
+           py::arg("range") = "limited", py::arg("layout") = "nchw", py::arg("dtype") = "float32");
+  py::class_<OutputSpec>(m, "OutputSpec")
+      .def(py::init(&output_spec), py::arg("format"), py::arg("frame"), py::arg("network"), py::kw_only(),
+           py::arg("region") = py::none(), py::arg("filter") = "bicubic", py::arg("matrix") = "bt709",
+           py::arg("range") = "limited", py::arg("layout") = "nchw", py::arg("dtype") = "float32");
+  py::class_<InputPlan>(m, "InputPlan")
+      .def(py::init<const InputSpec&, int>(), py::arg("spec"), py::arg("threads") = 1)
+      .def("run", &run_input, py::arg("network"), py::arg("frame"));
+  py::class_<OutputPlan>(m, "OutputPlan")
+      .def(py::init<const OutputSpec&, int>(), py::arg("spec"), py::arg("threads") = 1)
+      .def("run", &run_output, py::arg("frame"), py::arg("network"));
+  py::class_<PyRuntime>(m, "FrameRuntime")
+      .def(py::init<const InputSpec&, const OutputSpec&, const py::object&, const std::string&, const std::string&,
+                    const std::string&, int, int, const std::string&, int>(),
+           py::arg("input"), py::arg("output"), py::arg("engine"), py::kw_only(), py::arg("device") = "cpu",
+           py::arg("kind") = "call", py::arg("graph") = "auto", py::arg("slots") = 4, py::arg("depth") = 2,
+           py::arg("policy") = "block", py::arg("threads") = 1)
+      .def("submit", &PyRuntime::submit, py::arg("frame"), py::arg("tag") = 0, py::kw_only(),
+           py::arg("deadline") = py::none(), py::arg("timeout") = py::none())
+      .def("collect", &PyRuntime::collect, py::arg("frame"), py::kw_only(), py::arg("timeout") = py::none())
+      .def("poll", &PyRuntime::poll, py::arg("frame"))
+      .def("finish", &PyRuntime::finish)
+      .def("close", &PyRuntime::close)
+      .def("stats", &PyRuntime::stats)
+      .def("describe", &PyRuntime::describe);
+}
+
+}  // namespace fastpix2pix::python

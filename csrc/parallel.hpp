@@ -1,0 +1,88 @@
+// Rows shared out over a fixed set of threads, without allocating.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace fastpix2pix {
+
+// Used by one caller at a time. With one thread everything runs in the caller.
+class RowPool {
+ public:
+  explicit RowPool(int threads) {
+    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
+  }
+  RowPool(const RowPool&) = delete;
+  RowPool& operator=(const RowPool&) = delete;
+
+  ~RowPool() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // body(worker, row) for every row of 0..rows; returns when all are done. body must not throw.
+  template <class Body>
+  void for_rows(int rows, const Body& body) {
+    const Task task{&body, rows, [](const void* context, int worker, int row) {
+                      (*static_cast<const Body*>(context))(worker, row);
+                    }};
+    if (workers_.empty()) return run(task, 0);
+    {
+      std::lock_guard lock(mutex_);
+      task_ = task;
+      unfinished_ = static_cast<int>(workers_.size());
+      ++generation_;
+    }
+    wake_.notify_all();
+    run(task, 0);
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return unfinished_ == 0; });
+  }
+
+ private:
+  struct Task {
+    const void* context = nullptr;
+    int rows = 0;
+    void (*call)(const void*, int, int) = nullptr;
+  };
+
+  void run(const Task& task, int worker) const {
+    const long long rows = task.rows;
+    const int begin = static_cast<int>(rows * worker / threads());
+    const int end = static_cast<int>(rows * (worker + 1) / threads());
+    for (int row = begin; row < end; ++row) task.call(task.context, worker, row);
+  }
+
+  void serve(int worker) {
+    unsigned seen = 0;
+    std::unique_lock lock(mutex_);
+    while (true) {
+      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      if (stopping_) return;
+      seen = generation_;
+      const Task task = task_;
+      lock.unlock();
+      run(task, worker);
+      lock.lock();
+      if (--unfinished_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  Task task_;
+  unsigned generation_ = 0;
+  int unfinished_ = 0;
+  bool stopping_ = false;
+  std::vector<std::thread> workers_;  // last: they use the others
+};
+
+}  // namespace fastpix2pix

@@ -1,0 +1,269 @@
+// Who may touch which slot, in which order, and what is dropped when there are too many frames. Knows no pixels.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "frame.hpp"
+
+namespace fastpix2pix {
+
+using Clock = std::chrono::steady_clock;
+using Time = Clock::time_point;
+constexpr Time kNever = Time::max();
+
+// What submit does while every slot is taken: wait, give the oldest frame up that no stage is working on, or refuse.
+enum class Policy { block, drop_oldest, drop_newest };
+
+// submitted = collected + dropped_oldest + dropped_newest + late + failed + abandoned + pending, at any time.
+struct Counters {
+  std::uint64_t submitted = 0;  // frames handed in, refused ones included
+  std::uint64_t collected = 0;
+  std::uint64_t dropped_oldest = 0;
+  std::uint64_t dropped_newest = 0;
+  std::uint64_t late = 0;       // past their deadline before they were begun
+  std::uint64_t failed = 0;     // in work when the engine failed
+  std::uint64_t abandoned = 0;  // still inside at close or at a failure
+  std::uint64_t pending = 0;    // inside now
+};
+
+// A slot goes free -> filling -> queued -> launching -> launched -> done -> reading -> free. Each step has one method;
+// the holder of a slot in "filling", "launching" and "reading" touches its memory without a lock. Frames come out in
+// the order in which they were published. Any number of threads may submit and collect; one launches, one finishes.
+class Ring {
+ public:
+  enum class Taken { slot, refused, timed_out };
+  struct Acquired {
+    Taken taken;
+    int slot;
+  };
+  struct Result {
+    int slot;
+    std::int64_t tag;
+  };
+
+  // depth: slots that may be launched at once. Frames that are launched can no longer be dropped.
+  Ring(int slots, Policy policy, int depth) : slots_(slots), policy_(policy), depth_(depth) {
+    if (slots < 2 || slots > 64) {
+      throw InvalidInput("slots = " + std::to_string(slots) + "; allowed are 2 to 64");
+    }
+    if (depth < 1 || depth > slots) {
+      throw InvalidInput("depth = " + std::to_string(depth) + "; allowed are 1 to slots = " + std::to_string(slots));
+    }
+  }
+
+  // ---- the one who submits
+  Acquired acquire(Time until) {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      check_open();
+      if (finishing_) throw InvalidInput("submit after finish: the end of the stream was announced");
+      int slot = oldest([](State s) { return s == State::free; });
+      if (slot < 0 && policy_ == Policy::drop_newest) {
+        ++counters_.submitted;
+        ++counters_.dropped_newest;
+        return {Taken::refused, -1};
+      }
+      if (slot < 0 && policy_ == Policy::drop_oldest) {
+        slot = oldest([](State s) { return s == State::queued || s == State::done; });
+        if (slot >= 0) ++counters_.dropped_oldest;
+      }
+      if (slot >= 0) {
+        slots_[slot].state = State::filling;
+        return {Taken::slot, slot};
+      }
+      if (!wait(lock, until)) return {Taken::timed_out, -1};
+    }
+  }
+
+  void publish(int slot, std::int64_t tag, Time deadline) {
+    std::lock_guard lock(mutex_);
+    Slot& s = slots_[slot];
+    s.tag = tag;
+    s.deadline = deadline;
+    s.published = Clock::now();
+    s.sequence = next_++;
+    ++counters_.submitted;
+    s.state = stopping_ ? State::free : State::queued;
+    if (stopping_) ++counters_.abandoned;
+    changed_.notify_all();
+  }
+
+  void give_back(int slot) { set(slot, State::free); }  // acquired, but could not be filled
+
+  // ---- the one who launches: the next slot in time, or -1 to stop
+  int next_to_launch() {
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      const int slot = oldest([](State s) { return s == State::queued; });
+      if (slot >= 0 && Clock::now() > slots_[slot].deadline) {
+        slots_[slot].state = State::free;
+        ++counters_.late;
+        changed_.notify_all();
+      } else if (slot >= 0 && in_work() < depth_) {
+        slots_[slot].state = State::launching;
+        return slot;
+      } else {
+        changed_.wait(lock);
+      }
+    }
+    launching_ended_ = true;
+    changed_.notify_all();
+    return -1;
+  }
+  void launched(int slot) { set(slot, State::launched); }
+  Time published(int slot) {
+    std::lock_guard lock(mutex_);
+    return slots_[slot].published;
+  }
+
+  // ---- the one who finishes: the oldest launched slot, or -1 once launching has ended and nothing is in work
+  int next_to_finish() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      const int slot = oldest([](State s) { return s == State::launched; });
+      if (slot >= 0) return slot;
+      if (launching_ended_) return -1;
+      changed_.wait(lock);
+    }
+  }
+  void finished(int slot) {
+    std::lock_guard lock(mutex_);
+    slots_[slot].state = stopping_ ? State::free : State::done;
+    if (stopping_) ++counters_.abandoned;
+    changed_.notify_all();
+  }
+
+  // ---- the one who collects: nothing at `until`, or once the stream has ended and all is out
+  std::optional<Result> take(Time until) {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      check_open();
+      const int slot = oldest([](State s) { return s == State::done; });
+      if (slot >= 0) {
+        slots_[slot].state = State::reading;
+        return Result{slot, slots_[slot].tag};
+      }
+      if (finishing_ && count_inside() == 0) return std::nullopt;
+      if (!wait(lock, until)) return std::nullopt;
+    }
+  }
+  void release(int slot) {
+    std::lock_guard lock(mutex_);
+    slots_[slot].state = State::free;
+    ++counters_.collected;
+    changed_.notify_all();
+  }
+
+  // ---- everyone
+  void finish() {  // no more frames will come
+    std::lock_guard lock(mutex_);
+    finishing_ = true;
+    changed_.notify_all();
+  }
+
+  // True once finish was called and every frame has been collected, dropped or found late.
+  bool drained() {
+    std::lock_guard lock(mutex_);
+    return finishing_ && count_inside() == 0;
+  }
+
+  void stop() {
+    std::lock_guard lock(mutex_);
+    stop_locked();
+  }
+
+  // A slot in work failed: every call from now on raises `message`.
+  void fail(int slot, const std::string& message) {
+    std::lock_guard lock(mutex_);
+    if (error_.empty()) error_ = message;
+    slots_[slot].state = State::free;
+    ++counters_.failed;
+    stop_locked();
+  }
+
+  Counters counters() {
+    std::lock_guard lock(mutex_);
+    Counters now = counters_;
+    now.pending = count_inside();
+    return now;
+  }
+
+ private:
+  enum class State { free, filling, queued, launching, launched, done, reading };
+  struct Slot {
+    State state = State::free;
+    std::uint64_t sequence = 0;
+    std::int64_t tag = 0;
+    Time published, deadline;
+  };
+
+  // The slot of the lowest sequence number whose state is wanted, or -1.
+  template <class Wanted>
+  int oldest(const Wanted& wanted) const {
+    int best = -1;
+    for (int i = 0; i < static_cast<int>(slots_.size()); ++i) {
+      if (wanted(slots_[i].state) && (best < 0 || slots_[i].sequence < slots_[best].sequence)) best = i;
+    }
+    return best;
+  }
+
+  template <class Wanted>
+  int count(const Wanted& wanted) const {
+    int n = 0;
+    for (const Slot& slot : slots_) n += wanted(slot.state);
+    return n;
+  }
+  int in_work() const {
+    return count([](State s) { return s == State::launching || s == State::launched; });
+  }
+  int count_inside() const {
+    return count([](State s) { return s != State::free && s != State::filling; });
+  }
+
+  void set(int slot, State state) {
+    std::lock_guard lock(mutex_);
+    slots_[slot].state = state;
+    changed_.notify_all();
+  }
+
+  void stop_locked() {
+    stopping_ = true;
+    for (Slot& slot : slots_) {
+      if (slot.state != State::queued && slot.state != State::done) continue;
+      slot.state = State::free;
+      ++counters_.abandoned;
+    }
+    changed_.notify_all();
+  }
+
+  void check_open() const {
+    if (!error_.empty()) throw Failed(error_);
+    if (stopping_) throw Failed("the frame runtime is closed; make a new one");
+  }
+
+  bool wait(std::unique_lock<std::mutex>& lock, Time until) {
+    if (until == kNever) {
+      changed_.wait(lock);
+      return true;
+    }
+    return changed_.wait_until(lock, until) == std::cv_status::no_timeout || Clock::now() < until;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Slot> slots_;
+  Policy policy_;
+  int depth_;
+  std::uint64_t next_ = 0;
+  Counters counters_;
+  std::string error_;
+  bool finishing_ = false, stopping_ = false, launching_ended_ = false;
+};
+
+}  // namespace fastpix2pix

@@ -1,0 +1,185 @@
+#include "rows.hpp"
+
+// GCC compiles a marked function once per instruction set and the loader picks one; sanitizers start too late for that.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(FASTPIX2PIX_SANITIZED)
+#define EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EACH_CPU
+#endif
+
+namespace fastpix2pix::rows {
+namespace {
+
+using std::ptrdiff_t;
+using std::uint8_t;
+
+#define INLINE inline __attribute__((always_inline))
+
+template <class From, class To>
+INLINE void widen(const From* __restrict src, ptrdiff_t n, To* __restrict to) {
+  for (ptrdiff_t x = 0; x < n; ++x) to[x] = static_cast<To>(src[x]);
+}
+
+template <int Channels, class From>
+INLINE void split(const From* __restrict src, ptrdiff_t n, float* __restrict a, float* __restrict b,
+                  float* __restrict c) {
+  for (ptrdiff_t x = 0; x < n; ++x) {
+    a[x] = static_cast<float>(src[Channels * x]);
+    b[x] = static_cast<float>(src[Channels * x + 1]);
+    c[x] = static_cast<float>(src[Channels * x + 2]);
+  }
+}
+
+template <class From>
+INLINE void add(const From* __restrict src, float weight, bool first, ptrdiff_t n, float* __restrict sum) {
+  if (first) {
+    for (ptrdiff_t x = 0; x < n; ++x) sum[x] = weight * static_cast<float>(src[x]);
+  } else {
+    for (ptrdiff_t x = 0; x < n; ++x) sum[x] = sum[x] + weight * static_cast<float>(src[x]);
+  }
+}
+
+template <int Step, class From>
+INLINE void double_columns(const From* __restrict src, int phase, ptrdiff_t n, float* __restrict to) {
+  if (phase == 1 && n > 0) {
+    *to++ = static_cast<float>(*src);
+    src += Step;
+    --n;
+  }
+  for (ptrdiff_t x = 0; x < n / 2; ++x) {
+    const float value = static_cast<float>(src[Step * x]);
+    to[2 * x] = value;
+    to[2 * x + 1] = value;
+  }
+  if (n % 2) to[n - 1] = static_cast<float>(src[Step * (n / 2)]);
+}
+
+template <class To>
+INLINE void units(const float* __restrict levels, ptrdiff_t n, To* __restrict to) {
+  for (ptrdiff_t x = 0; x < n; ++x) to[x] = static_cast<To>(unit_of_level(clamp_level(levels[x])));
+}
+
+template <class To>
+INLINE void interleaved_units(const float* __restrict a, const float* __restrict b, const float* __restrict c,
+                              ptrdiff_t n, To* __restrict to) {
+  for (ptrdiff_t x = 0; x < n; ++x) {
+    to[3 * x] = static_cast<To>(unit_of_level(clamp_level(a[x])));
+    to[3 * x + 1] = static_cast<To>(unit_of_level(clamp_level(b[x])));
+    to[3 * x + 2] = static_cast<To>(unit_of_level(clamp_level(c[x])));
+  }
+}
+
+template <int Channels>
+INLINE void bytes(const float* __restrict a, const float* __restrict b, const float* __restrict c, ptrdiff_t n,
+                  uint8_t* __restrict to) {
+  for (ptrdiff_t x = 0; x < n; ++x) {
+    to[Channels * x] = byte_of_level(a[x]);
+    to[Channels * x + 1] = byte_of_level(b[x]);
+    to[Channels * x + 2] = byte_of_level(c[x]);
+    if (Channels == 4) to[Channels * x + 3] = 255;
+  }
+}
+
+template <int Step>
+INLINE void chroma(const Rows& top, const Rows& bottom, ptrdiff_t n, const Colour& k, uint8_t* __restrict u,
+                   uint8_t* __restrict v) {
+  const float *__restrict r0 = top.c[0], *__restrict g0 = top.c[1], *__restrict b0 = top.c[2];
+  const float *__restrict r1 = bottom.c[0], *__restrict g1 = bottom.c[1], *__restrict b1 = bottom.c[2];
+  const auto store = [&](ptrdiff_t x, ptrdiff_t left, ptrdiff_t right) __attribute__((always_inline)) {
+    const float r = block_mean(r0[left], r0[right], r1[left], r1[right]);
+    const float g = block_mean(g0[left], g0[right], g1[left], g1[right]);
+    const float b = block_mean(b0[left], b0[right], b1[left], b1[right]);
+    u[Step * x] = byte_of_level(clamp_level(u_of_rgb(r, g, b, k)));
+    v[Step * x] = byte_of_level(clamp_level(v_of_rgb(r, g, b, k)));
+  };
+  for (ptrdiff_t x = 0; x < n / 2; ++x) store(x, 2 * x, 2 * x + 1);
+  if (n % 2) store(n / 2, n - 1, n - 1);
+}
+
+}  // namespace
+
+EACH_CPU void load_packed(const uint8_t* src, int channels, ptrdiff_t n, Rows to) {
+  channels == 4 ? split<4>(src, n, to.c[0], to.c[1], to.c[2]) : split<3>(src, n, to.c[0], to.c[1], to.c[2]);
+}
+
+EACH_CPU void load_plane(const uint8_t* src, ptrdiff_t n, float* to) { widen(src, n, to); }
+
+EACH_CPU void load_chroma(const uint8_t* src, int step, int phase, ptrdiff_t n, float* to) {
+  step == 2 ? double_columns<2>(src, phase, n, to) : double_columns<1>(src, phase, n, to);
+}
+
+EACH_CPU void widen_chroma(const float* src, int step, int phase, ptrdiff_t n, float* to) {
+  step == 2 ? double_columns<2>(src, phase, n, to) : double_columns<1>(src, phase, n, to);
+}
+
+EACH_CPU void add_bytes(const uint8_t* src, float weight, bool first, ptrdiff_t n, float* sum) {
+  add(src, weight, first, n, sum);
+}
+EACH_CPU void add_floats(const float* src, float weight, bool first, ptrdiff_t n, float* sum) {
+  add(src, weight, first, n, sum);
+}
+EACH_CPU void add_halves(const Half* src, float weight, bool first, ptrdiff_t n, float* sum) {
+  add(src, weight, first, n, sum);
+}
+
+EACH_CPU void resample(const float* __restrict src, int step, TapsView taps, float* __restrict to) {
+  const std::int32_t* __restrict from = taps.first;
+  for (int x = 0; x < taps.out; ++x) to[x] = taps.weight[x] * src[from[x] * step];
+  for (int k = 1; k < taps.count; ++k) {
+    const float* __restrict weight = taps.weight + static_cast<ptrdiff_t>(k) * taps.out;
+    for (int x = 0; x < taps.out; ++x) to[x] = to[x] + weight[x] * src[(from[x] + k) * step];
+  }
+}
+
+EACH_CPU void yuv_to_rgb(Rows levels, ptrdiff_t n, const Colour& colour) {
+  const Colour k = colour;
+  float *__restrict a = levels.c[0], *__restrict b = levels.c[1], *__restrict c = levels.c[2];
+  for (ptrdiff_t x = 0; x < n; ++x) {
+    const Pixel rgb = rgb_of_yuv({{a[x], b[x], c[x]}}, k);
+    a[x] = rgb.c[0];
+    b[x] = rgb.c[1];
+    c[x] = rgb.c[2];
+  }
+}
+
+EACH_CPU void store_interleaved(Rows levels, ptrdiff_t n, float* to) {
+  interleaved_units(levels.c[0], levels.c[1], levels.c[2], n, to);
+}
+EACH_CPU void store_interleaved(Rows levels, ptrdiff_t n, Half* to) {
+  interleaved_units(levels.c[0], levels.c[1], levels.c[2], n, to);
+}
+EACH_CPU void store_plane(const float* levels, ptrdiff_t n, float* to) { units(levels, n, to); }
+EACH_CPU void store_plane(const float* levels, ptrdiff_t n, Half* to) { units(levels, n, to); }
+
+EACH_CPU void load_interleaved(const float* src, ptrdiff_t n, Rows to) {
+  split<3>(src, n, to.c[0], to.c[1], to.c[2]);
+}
+EACH_CPU void load_interleaved(const Half* src, ptrdiff_t n, Rows to) { split<3>(src, n, to.c[0], to.c[1], to.c[2]); }
+EACH_CPU void load_plane(const float* src, ptrdiff_t n, float* to) { widen(src, n, to); }
+EACH_CPU void load_plane(const Half* src, ptrdiff_t n, float* to) { widen(src, n, to); }
+
+EACH_CPU void to_levels(Rows units, ptrdiff_t n) {
+  for (float* row : units.c) {
+    for (ptrdiff_t x = 0; x < n; ++x) row[x] = clamp_level(level_of_unit(row[x]));
+  }
+}
+
+EACH_CPU void store_packed(Rows levels, int channels, ptrdiff_t n, uint8_t* to) {
+  channels == 4 ? bytes<4>(levels.c[0], levels.c[1], levels.c[2], n, to)
+                : bytes<3>(levels.c[0], levels.c[1], levels.c[2], n, to);
+}
+
+EACH_CPU void store_luma(Rows rgb, ptrdiff_t n, const Colour& colour, uint8_t* __restrict y) {
+  const Colour k = colour;
+  const float *__restrict r = rgb.c[0], *__restrict g = rgb.c[1], *__restrict b = rgb.c[2];
+  for (ptrdiff_t x = 0; x < n; ++x) y[x] = byte_of_level(clamp_level(y_of_rgb(r[x], g[x], b[x], k)));
+}
+
+EACH_CPU void store_chroma(Rows top, Rows bottom, ptrdiff_t n, const Colour& colour, int step, uint8_t* u,
+                           uint8_t* v) {
+  const Colour k = colour;
+  step == 2 ? chroma<2>(top, bottom, n, k, u, v) : chroma<1>(top, bottom, n, k, u, v);
+}
+
+}  // namespace fastpix2pix::rows

@@ -1,0 +1,325 @@
+"""Run a built engine on a GPU: TensorRT and TensorRT-RTX."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.images import to_uint8, to_unit
+from ..device import resolve_device
+from ..errors import EnvironmentFailed, InputError
+from ..files import written_aside
+from .engine import INPUT, OUTPUT
+from .masks import Masks
+from .plan import Machine, kernels, read_engine, update_plan
+from .tensorrt_library import Library, library, missing
+
+_KEPT = 8  # shapes of a batch with buffers and a graph; sizes with masks of noise = fixed
+_WARM = 3  # calls before a capture: the library may still allocate or compile in the first ones
+_TIMED = 20  # calls of the first measurement
+
+
+def not_supported_reasons(target: str, device: str | torch.device = "auto") -> list[str]:
+    """Why an engine of this target cannot run here: GPU and library, with what to install."""
+    found = []
+    if not torch.cuda.is_available():
+        found.append("torch sees no NVIDIA GPU (install its driver and a CUDA build of torch)")
+    elif str(device) == "cpu":
+        found.append("it runs on a GPU, and device = cpu was asked for")
+    return found + [text for text in [missing(target)] if text]
+
+
+def machine(found: Library, device: torch.device) -> Machine:
+    """What plans are compared with."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return Machine(found.version, f"sm{major}{minor}", torch.cuda.get_device_name(device))
+
+
+class TensorRTEngine:
+    """An engine file on a GPU. Its files are checked, and everything that cannot run here is refused with reasons.
+
+    Buffers, workspace and masks are torch's: what the engine needs is one allocation at start. `translate` keeps one
+    CUDA graph per shape of a batch; `enqueue` writes into the caller's memory and captures nothing itself. All calls
+    share the workspace: one may start on another stream only when the one before is done.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,  # FILE, with FILE.json beside it
+        device: str | torch.device = "auto",
+        *,
+        model: str | None = None,  # hash that the engine's model must have
+        graph: bool = True,  # capture translate
+    ) -> None:
+        self.path = Path(path)
+        self.plan, data = read_engine(self.path)
+        if reasons := not_supported_reasons(self.plan.target, device):
+            raise EnvironmentFailed(f"{self.path} cannot run here: {'; '.join(reasons)}")
+        index = resolve_device(device).index
+        self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+        self._library = library(self.plan.target)
+        self.plan.check(self.path, machine(self._library, self.device), model)
+        config = self.plan.generator
+        self.modes, self.multiple = self.plan.modes, config.multiple
+        self.in_channels, self.out_channels = config.in_channels, config.out_channels
+        self._masks = Masks(config, self.modes, self.plan.form)
+        self._graph = graph
+        self._calls: dict[tuple[int, int, int], _Call] = {}
+        self._fixed: dict[tuple[int, int], dict[str, Tensor]] = {}
+        with torch.cuda.device(self.device):
+            self._deserialise(data)
+        self._stream = torch.cuda.Stream(self.device)  # on the default stream TensorRT synchronises the device
+
+    def _deserialise(self, data: bytes) -> None:
+        api = self._library.api
+        self._library.errors.clear()
+        self._runtime = api.Runtime(self._library.logger)  # engine_host_code_allowed stays off
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise EnvironmentFailed(f"{self.path}: {self._library.name} refuses it: {self._library.take_errors()}")
+        managed = api.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.plan.target == "tensorrt-rtx":
+            self._config = self._engine.create_runtime_config()
+            self._config.set_execution_context_allocation_strategy(managed)
+            self._config.dynamic_shapes_kernel_specialization_strategy = (
+                api.DynamicShapesKernelSpecializationStrategy.EAGER  # lazily compiled kernels change under a graph
+            )
+            self._config.cuda_graph_strategy = api.CudaGraphStrategy.DISABLED  # the graphs here are torch's
+            self._compiled = self._config.create_runtime_cache()
+            if kernels(self.path).is_file():
+                self._compiled.deserialize(kernels(self.path).read_bytes())  # refuses foreign ones by itself
+            self._config.set_runtime_cache(self._compiled)
+            self._context = self._engine.create_execution_context(self._config)
+        else:
+            self._context = self._engine.create_execution_context(managed)
+        if self._context is None:
+            raise EnvironmentFailed(f"{self.path}: no execution context: {self._library.take_errors()}")
+        size = self._engine.device_memory_size_v2
+        self._workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=self.device)
+        self._context.set_device_memory(self._workspace.data_ptr(), size)
+
+    def translate(
+        self,
+        batch: Tensor,  # [N, in_channels, H, W] float32 in [-1, 1], on `device`
+        first: int = 0,  # running number of the first image
+    ) -> Tensor:
+        """[N, out_channels, H, W] float32 in [-1, 1]. Any N; sizes as the engine was built for, else InputError.
+
+        An engine for uint8 pixels rounds its input to 8 bits.
+        """
+        n, _, height, width = batch.shape
+        self._check_size(height, width)
+        most = self.plan.batches[-1]
+        found = [self._chunk(batch[i : i + most], first + i) for i in range(0, n, most)]
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+    def enqueue(
+        self,
+        input: Tensor,  # [n, C, H, W] float32 or [n, H, W, C] uint8 (plan.form.pixels), contiguous, on `device`
+        output: Tensor,  # the same of the output; written
+        stream: torch.cuda.Stream,  # not the default stream
+        first: int = 0,  # running number of the first image, for noise = random
+    ) -> None:
+        """Start one call on the caller's buffers and stream, and return; both are in use until the stream gets past it.
+
+        n is a number of images the engine was built for. Can be captured in a CUDA graph after it ran with the same
+        addresses and size, unless noise is random: then masks are uploaded in every call.
+        """
+        n, height, width = self._shape_of(input)
+        for name, tensor, channels in ((INPUT, input, self.in_channels), (OUTPUT, output, self.out_channels)):
+            self._check_buffer(name, tensor, self._shape(n, height, width, channels))
+        self._check_size(height, width)
+        if not self.plan.batches[0] <= n <= self.plan.batches[-1]:
+            raise InputError(f"{n} images in one call: {self.path} takes {_range(self.plan.batches)}")
+        with torch.cuda.stream(stream):  # masks that end here are given back in the order of this stream
+            self._enqueue(input, output, self._mask_tensors(n, height, width, first), stream)
+
+    def warm_up(self) -> dict[str, Any]:
+        """Run at the usual size until the GPU compiled and captured everything; {"ms", "runs", "batch", "size", "gpu"}.
+
+        The median of calls with a graph, input and output on the GPU. The first measurement is written into the
+        sidecar, and what TensorRT-RTX compiled beside it; a folder that cannot be written keeps neither.
+        """
+        n = self.plan.batches[len(self.plan.batches) // 2]
+        height, width = self.plan.sizes[len(self.plan.sizes) // 2]
+        batch = torch.zeros(n, self.in_channels, height, width, device=self.device)
+        for _ in range(_WARM + 2):
+            self.translate(batch)
+        times = []
+        for _ in range(_TIMED):
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            self.translate(batch)
+            torch.cuda.synchronize(self.device)
+            times.append(1000 * (time.perf_counter() - start))
+        gpu = torch.cuda.get_device_name(self.device)
+        found = {"ms": statistics.median(times), "runs": _TIMED, "batch": n, "size": [height, width], "gpu": gpu}
+        try:
+            if self.plan.latency is None:
+                self.plan = update_plan(self.path, self.plan, latency=found)
+            if self.plan.target == "tensorrt-rtx" and not kernels(self.path).exists():
+                with written_aside(kernels(self.path)) as aside:
+                    aside.write_bytes(bytes(self._compiled.serialize()))
+        except EnvironmentFailed:
+            pass  # a read-only place: measured and compiled again next time
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Backend, device with the GPU's name, precision, version, sizes, batches and latency."""
+        plan = self.plan
+        return {
+            "backend": plan.target,
+            "device": str(self.device),
+            "gpu": torch.cuda.get_device_name(self.device),
+            "precision": plan.form.precision,
+            "version": plan.version,
+            "pixels": plan.form.pixels,
+            "sizes": [list(size) for size in plan.sizes],
+            "batches": list(plan.batches),
+            "latency": plan.latency,
+        }
+
+    def inspect(self) -> str:
+        """What the library says about the engine's layers, as JSON."""
+        api = self._library.api
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(api.LayerInformationFormat.JSON))
+
+    def _chunk(
+        self,
+        batch: Tensor,  # [n, C, H, W] float32 in [-1, 1], n at most the engine's largest
+        first: int,
+    ) -> Tensor:
+        n, _, height, width = batch.shape
+        padded = max(n, self.plan.batches[0])  # an engine for 4 images translates 1 as 4
+        key = (padded, height, width)
+        if key not in self._calls:
+            while len(self._calls) >= _KEPT:
+                self._stream.synchronize()
+                del self._calls[next(iter(self._calls))]
+            self._calls[key] = _Call(self, *key)
+        return self._calls[key](batch, first)[:n]
+
+    def _enqueue(self, input: Tensor, output: Tensor, masks: dict[str, Tensor], stream: torch.cuda.Stream) -> None:
+        for name, tensor in {INPUT: input, OUTPUT: output, **masks}.items():
+            if name != OUTPUT and not self._context.set_input_shape(name, tuple(tensor.shape)):
+                raise EnvironmentFailed(f"{self.path}: {name} {list(tensor.shape)}: {self._library.take_errors()}")
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        if not self._context.execute_async_v3(stream.cuda_stream):
+            raise EnvironmentFailed(f"{self.path}: the engine failed: {self._library.take_errors()}")
+
+    def _mask_tensors(self, n: int, height: int, width: int, first: int) -> dict[str, Tensor]:
+        """{input: mask} on the GPU, by the current stream; those of noise = fixed are kept."""
+        size = (height, width)
+        if size in self._fixed:
+            return self._fixed[size]
+        masks = {name: self._masks(name, n, height, width, first) for name in self._masks.names}
+        found = {name: mask.to(self.device, self._dtype(name)) for name, mask in masks.items()}
+        if self.modes.noise == "fixed" and found:
+            torch.cuda.synchronize(self.device)  # any stream may read them now, and none still reads what goes
+            while len(self._fixed) >= _KEPT:
+                del self._fixed[next(iter(self._fixed))]
+            self._fixed[size] = found
+        return found
+
+    def _dtype(self, name: str) -> torch.dtype:
+        """Of an input or output, as the engine has it."""
+        names = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "UINT8": torch.uint8}
+        return names[self._engine.get_tensor_dtype(name).name]
+
+    def _shape(self, n: int, height: int, width: int, channels: int) -> tuple[int, ...]:
+        uint8 = self.plan.form.pixels == "uint8"
+        return (n, height, width, channels) if uint8 else (n, channels, height, width)
+
+    def _shape_of(self, input: Tensor) -> tuple[int, int, int]:
+        if input.ndim != 4:
+            raise InputError(f"input of shape {list(input.shape)}: four axes are wanted")
+        n, *rest = input.shape
+        return (n, rest[0], rest[1]) if self.plan.form.pixels == "uint8" else (n, rest[1], rest[2])
+
+    def _check_size(self, height: int, width: int) -> None:
+        least, most = self.plan.sizes[0], self.plan.sizes[-1]
+        multiple = 1 if least == most else self.multiple
+        fits = least[0] <= height <= most[0] and least[1] <= width <= most[1]
+        if not fits or height % multiple or width % multiple:
+            sizes = _range([f"{h}x{w}" for h, w in (least, most)])
+            raise InputError(
+                f"{height}x{width} pixels (after padding to multiples of {self.multiple}): {self.path} takes {sizes}; "
+                f"build one with --size smallest,usual,largest"
+            )
+
+    def _check_buffer(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        dtype = self._dtype(name)
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != self.device:
+            given = f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+            raise InputError(f"{name} {given}: the engine takes {list(shape)} {dtype} on {self.device}")
+        if not tensor.is_contiguous():
+            raise InputError(f"{name} is not contiguous in the order of its axes")
+
+
+class _Call:
+    """Buffers for one shape of a batch, and after a few calls the CUDA graph that runs on them."""
+
+    def __init__(self, engine: TensorRTEngine, n: int, height: int, width: int) -> None:
+        self._engine, self._key = engine, (n, height, width)
+        on = engine.device
+        self._in = torch.zeros(
+            engine._shape(n, height, width, engine.in_channels), dtype=engine._dtype(INPUT), device=on
+        )
+        self._out = torch.empty(
+            engine._shape(n, height, width, engine.out_channels), dtype=engine._dtype(OUTPUT), device=on
+        )
+        self._masks = engine._mask_tensors(n, height, width, 0)
+        self._runs = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(
+        self,
+        batch: Tensor,  # [up to n, C, H, W] float32 in [-1, 1]
+        first: int,
+    ) -> Tensor:  # [n, C, H, W] float32, a copy
+        engine, stream = self._engine, self._engine._stream
+        current = torch.cuda.current_stream(engine.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            pixels = to_uint8(batch).permute(0, 2, 3, 1) if engine.plan.form.pixels == "uint8" else batch
+            self._in[: len(batch)].copy_(pixels)
+            if engine.modes.noise == "random":
+                for name, mask in engine._mask_tensors(*self._key, first).items():
+                    self._masks[name].copy_(mask)
+            self._run(stream)
+            y = self._out
+            out = to_unit(y.permute(0, 3, 1, 2)) if y.dtype == torch.uint8 else y.float().clone()
+        current.wait_stream(stream)
+        batch.record_stream(stream)
+        out.record_stream(current)
+        return out
+
+    def _run(self, stream: torch.cuda.Stream) -> None:
+        engine = self._engine
+        if self._graph is not None:
+            self._graph.replay()
+            return
+        self._runs += 1
+        if engine._graph and self._runs > _WARM and self._capturable(stream):
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                engine._enqueue(self._in, self._out, self._masks, stream)
+            self._graph = graph
+            graph.replay()
+            return
+        engine._enqueue(self._in, self._out, self._masks, stream)
+
+    def _capturable(self, stream: torch.cuda.Stream) -> bool:
+        ask = getattr(self._engine._context, "is_stream_capturable", None)  # RTX has it, TensorRT always captures
+        return ask is None or bool(ask(stream.cuda_stream))
+
+
+def _range(values: Any) -> str:
+    return str(values[0]) if values[0] == values[-1] else f"{values[0]} to {values[-1]}"

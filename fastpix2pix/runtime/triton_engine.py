@@ -1,0 +1,242 @@
+"""The generator as the project's own kernels: half weights packed once, one CUDA graph per shape of a batch.
+
+A block is one product with what is around it fused in, or, where its sum is split, two launches. A feature map is
+written once, raw or activated; its readers normalise and activate while loading, and an up-block reads its two inputs
+where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..config import Modes
+from ..device import resolve_precision
+from ..errors import EnvironmentFailed
+from ..kernels.bias_act import bias_act
+from ..kernels.conv import conv, problem_of
+from ..kernels.conv_plan import LAZY_ROWS, TILE_ROWS, ConvPlan, Problem, conv_plan
+from ..kernels.dispatch import environment_reasons
+from ..kernels.finalise import finalise
+from ..kernels.geometry import Geometry, Map, Source
+from ..kernels.norm_act import Output, norm_act
+from ..kernels.philox import Noise
+from ..kernels.rows import Tiles
+from ..model import Unet
+from ..model.layers import Block, ResizeConv
+from ..model.unet import check_modes
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GRAPHS = 8  # shapes of a batch kept
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block, ready to run: what is constant is folded into the kernel and the bias."""
+
+    w: Tensor  # kernel in the compute dtype, channels-last in memory
+    geometry: Geometry
+    enlarge: bool  # nearest 2x before the product
+    bias: Tensor | None  # [K] fp32
+    activation: str
+    norm: str  # none, image, or running where dropout stands between it and the activation
+    gamma: Tensor | None  # [K] fp32
+    beta: Tensor | None
+    mean: Tensor | None  # [K] fp32 running statistics
+    var: Tensor | None
+    noise: Noise | None
+
+
+class TritonEngine:
+    """The generator in Triton kernels; `net` is not changed and not kept.
+
+    Raises EnvironmentFailed where Triton cannot run on the device; impl="reference" runs the kernels' twins anywhere.
+    """
+
+    def __init__(
+        self,
+        net: Unet,
+        modes: Modes,
+        device: torch.device | None = None,
+        precision: str = "auto",
+        *,
+        impl: str = "triton",
+        graph: bool = True,  # capture on a GPU
+        choose: Callable[[Problem], ConvPlan] = conv_plan,
+    ) -> None:
+        check_modes(net.config, modes)
+        self.device = device or torch.device("cpu")
+        if impl == "triton" and (reasons := environment_reasons(self.device.type)):
+            raise EnvironmentFailed(f"backend = triton cannot run: {'; '.join(reasons)}; use backend = torch")
+        self.precision = resolve_precision(precision, self.device)
+        self.modes = modes
+        self.in_channels, self.out_channels = net.config.in_channels, net.config.out_channels
+        self.multiple = net.config.multiple
+        self._skips = net.config.kind == "unet"
+        self._dtype, self._impl, self._choose = _DTYPES[self.precision], impl, choose
+        self._counters = torch.tensor([modes.seed, int(modes.noise == "random"), 0], device=self.device)
+        last = net.config.depth - 1
+        self._down = [self._layer(b, "leaky" if i < last else "relu") for i, b in enumerate(_blocks(net.down))]
+        self._up = [self._layer(b, "relu" if i < last else "tanh") for i, b in enumerate(_blocks(net.up))]
+        self._graph = graph and self.device.type == "cuda"
+        self._captured: dict[Map, _Captured] = {}
+
+    @torch.no_grad()
+    def translate(
+        self,
+        batch: Tensor,  # [N, in_channels, H, W] float32 in [-1, 1], channels-last
+        first: int = 0,  # running number of the first image
+    ) -> Tensor:
+        """[N, out_channels, H, W] float32 in [-1, 1]."""
+        if self.modes.noise == "random":
+            self._counters[2].fill_(first)
+        n, c, h, w = batch.shape
+        rows = batch.permute(0, 2, 3, 1).reshape(-1, c)
+        size = Map(n, h, w)
+        if self._graph:
+            out = self._replayed(size, rows)
+        else:
+            out = self._forward(rows.to(self._dtype), size)
+        return out.float().view(n, h, w, -1).permute(0, 3, 1, 2)
+
+    def describe(self) -> dict[str, Any]:
+        """Backend, device (with the GPU's name) and precision."""
+        described = {"backend": "triton", "device": str(self.device), "precision": self.precision}
+        if self.device.type == "cuda":
+            described["gpu"] = torch.cuda.get_device_name(self.device)
+        return described
+
+    def _replayed(self, size: Map, rows: Tensor) -> Tensor:
+        """The graph of this shape, captured at its first use; the result is overwritten by the next replay."""
+        if size not in self._captured:
+            while len(self._captured) >= _GRAPHS:
+                del self._captured[next(iter(self._captured))]
+            self._captured[size] = _Captured(lambda x: self._forward(x, size), rows.to(self._dtype))
+        return self._captured[size](rows)
+
+    def _forward(
+        self,
+        x: Tensor,  # [N * H * W, in_channels] compute dtype
+        size: Map,
+    ) -> Tensor:  # [N * H * W, out_channels]
+        features: list[Source] = []
+        a = Source(x.contiguous())
+        for layer in self._down:
+            a, size = self._apply(layer, [a], size)
+            features.append(a)
+        features.pop()
+        for number, layer in enumerate(self._up):
+            # relu(leaky(z)) = relu(z): the skip is read as it lies, whether raw or activated
+            skip = [features.pop()._replace(activation="relu")] if self._skips and number else []
+            a, size = self._apply(layer, [*skip, a], size)
+        return a.rows
+
+    def _apply(self, layer: Layer, sources: list[Source], size: Map) -> tuple[Source, Map]:
+        """One block: its activated output, or the raw one with what its readers apply."""
+        if layer.enlarge:
+            sources, size = [_enlarged(sources, size)], Map(size.images, 2 * size.height, 2 * size.width)
+        geometry, gather = layer.geometry, layer.geometry.forward()
+        channels = gather.channels(tuple(layer.w.shape))[1]
+        out = Map(size.images, geometry.output(size.height), geometry.output(size.width))
+        y = sources[0].rows.new_empty(out.rows, channels)
+        per_image = out.rows // size.images
+        fused = layer.norm == "image" and per_image // gather.parities**2 >= TILE_ROWS
+        groups = size.images if fused or any(source.scale is not None for source in sources) else 1
+        plan = self._choose(problem_of(gather, size, out, groups, sources, channels))
+        plain = layer.norm == "none"
+        product = conv(
+            sources, layer.w, geometry, size, y,
+            bias=layer.bias if plain else None,
+            activation=layer.activation if plain else "none",
+            groups=groups,
+            statistics=fused and plan.splits == 1,
+            partials=layer.norm != "running",
+            plan=plan,
+            impl=self._impl,
+        )  # fmt: skip
+        if plain and product.partials is None:
+            return Source(y), out
+        if product.tiles is not None and layer.noise is None and per_image >= LAZY_ROWS:
+            scale = finalise(product.tiles, layer.gamma, layer.beta, rows=per_image, impl=self._impl)
+            return Source(y, layer.activation, scale.scale, scale.shift), out
+        z = torch.empty_like(y)
+        outputs = [Output(z, layer.activation)]
+        if plain:
+            bias_act(y, layer.bias, outputs, partials=product.partials, impl=self._impl)
+            return Source(z), out
+        tiles, groups = product.tiles, size.images
+        if layer.norm == "running":
+            assert layer.mean is not None and layer.var is not None
+            tiles, groups = Tiles(layer.mean[None, None], layer.var[None, None] * out.rows, out.rows), 1
+        norm_act(
+            y, layer.gamma, layer.beta, outputs,
+            groups=groups, images=size.images, noise=layer.noise, tiles=tiles, partials=product.partials,
+            impl=self._impl,
+        )  # fmt: skip
+        return Source(z), out
+
+    def _layer(self, block: Block, activation: str) -> Layer:
+        """Fold what is constant: running statistics into kernel and bias, unless dropout follows them."""
+        found, norm = block.conv, block.norm
+        w = found.weight.detach().to(self.device, torch.float32)
+        bias = None if found.bias is None else found.bias.detach().to(self.device, torch.float32)
+        noise = None
+        if block.dropout is not None and self.modes.noise != "off":
+            noise = Noise(self._counters, block.dropout.block, self.modes.noise == "random")
+        kind, vectors = "none", (None,) * 4
+        if isinstance(norm, _BatchNorm):
+            vectors = tuple(
+                v.detach().to(self.device, torch.float32)
+                for v in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            )
+            kind = self.modes.norm_stats
+            if kind == "running" and noise is None:
+                gamma, beta, mean, var = vectors
+                scale = gamma * torch.rsqrt(var + norm.eps)
+                axis = 1 if isinstance(found, nn.ConvTranspose2d) else 0
+                w = w * scale.view([-1 if d == axis else 1 for d in range(4)])
+                bias = beta - mean * scale if bias is None else beta + (bias - mean) * scale
+                kind, vectors = "none", (None,) * 4
+        elif not isinstance(norm, nn.Identity):
+            kind = "image"  # instance norm
+        if kind != "none" and bias is not None:
+            bias = None  # a normalisation takes it out again
+        half = w.to(self._dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        stride, padding = found.stride[0], int(found.padding[0])
+        geometry = Geometry(half.shape[2], stride, padding, isinstance(found, nn.ConvTranspose2d))
+        return Layer(half, geometry, isinstance(found, ResizeConv), bias, activation, kind, *vectors, noise)
+
+
+class _Captured:
+    """A function of one tensor as a CUDA graph with an input and an output of its own."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.x = x.clone()
+        stream = torch.cuda.Stream(x.device)
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(stream):  # compiles every kernel
+            function(self.x)
+        torch.cuda.current_stream(x.device).wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.y = function(self.x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.x.copy_(x)
+        self.graph.replay()
+        return self.y
+
+
+def _enlarged(sources: list[Source], size: Map) -> Source:
+    """Nearest 2x of all sources side by side, in plain torch."""
+    x = torch.cat([source.value() for source in sources], 1).view(*size, -1)
+    return Source(x.repeat_interleave(2, 1).repeat_interleave(2, 2).view(4 * size.rows, -1))
+
+
+def _blocks(modules: nn.ModuleList) -> list[Block]:
+    return [block for block in modules if isinstance(block, Block)]

@@ -1,0 +1,209 @@
+"""Kernel gradients against float64: every geometry, thin and odd channels, prologues, splits, the arena's memory."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastpix2pix.kernels import conv_wgrad as module
+from fastpix2pix.kernels._triton import jit, triton
+from fastpix2pix.kernels.conv_wgrad import WgradPlan, conv_wgrad, wgrad_candidates, wgrad_plan
+from fastpix2pix.kernels.dispatch import NotSupported, recorded
+from fastpix2pix.kernels.geometry import Geometry, Map, Source
+from fastpix2pix.kernels.split import sum_splits
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
+interpreter = pytest.mark.skipif(triton is None or DEVICE != "cpu", reason="replaces parts of a kernel")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+HALF, DOUBLE, SAME = Geometry(4, 2, 1), Geometry(4, 2, 1, transposed=True), Geometry(4, 1, 1)
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """torch.empty holds NaN: what a kernel forgets to write is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def run(impl, sources, g, geometry, size, dtype, **options) -> Tensor:
+    """The gradient, from the middle of an arena whose other numbers must stay NaN."""
+    channels, k = sum(source.rows.shape[1] for source in sources), geometry.kernel
+    d0, d1 = (channels, g.shape[1]) if geometry.transposed else (g.shape[1], channels)
+    arena = torch.full((d0 * d1 * k * k + 128,), math.nan, dtype=dtype, device=DEVICE)
+    dw = arena.as_strided((d0, d1, k, k), (k * k * d1, 1, k * d1, d1), 64)
+    if options.get("accumulate"):
+        dw.fill_(1.0)
+    conv_wgrad(sources, g, dw, geometry, size, impl=impl, **options)
+    found = dw.clone()
+    dw.fill_(math.nan)
+    assert arena.isnan().all()
+    return found
+
+
+def double(source: Source) -> Source:
+    return Source(*(v.double() if isinstance(v, Tensor) else v for v in source))
+
+
+def excess(geometry, images, height, width, inputs, outputs, dtype, plan=None, affine=0, out=None, **options) -> float:
+    """How far the kernel leaves the two-error rule: > 0 is wrong. |fast - f64| <= 2 |reference - f64| + a rounding.
+
+    bf16 in the interpreter, which cuts off where hardware rounds, may be one more rounding of every operand away.
+    """
+    size, activations = Map(images, height, width), ("leaky", "relu")
+    sources = []
+    for i, channels in enumerate(inputs):
+        vectors = normal(2, affine, channels, seed=10 + i).unbind() if affine else (None, None)
+        wider = normal(size.rows, channels + 3, seed=20 + i).to(dtype)
+        sources.append(Source(wider[:, :channels], activations[i], *vectors))
+    g = normal(images * geometry.output(height) * geometry.output(width), outputs, seed=5).to(dtype)
+    arguments = (geometry, size, out or dtype)
+    fast = run("triton", sources, g, *arguments, plan=plan, **options)
+    same = run("reference", sources, g, *arguments, **options)
+    exact = run("reference", [double(s) for s in sources], g.double(), geometry, size, torch.float64, **options)
+    cut = dtype == torch.bfloat16 and DEVICE == "cpu"
+    rounding = (4 * torch.finfo(dtype).eps if cut else 2**-20) * exact.abs().max().item()
+    error, allowed = ((v.double() - exact).abs().max().item() for v in (fast, same))
+    found = error - 2 * allowed - rounding
+    return math.inf if math.isnan(found) else found
+
+
+SHAPES = [  # geometry, images, height, width, inputs, outputs, why
+    (HALF, 1, 8, 8, (3,), 64, "e1: RGB, taps and channels are columns"),
+    (HALF, 2, 6, 4, (6,), 20, "c1: both images, a map that is not square"),
+    (HALF, 1, 4, 4, (40,), 72, "no channel count divides a block"),
+    (HALF, 3, 2, 2, (32,), 20, "e8: one pixel of each of three images"),
+    (HALF, 2, 7, 5, (33,), 17, "odd sizes"),
+    (SAME, 2, 5, 5, (32,), 1, "c5: one channel comes out"),
+    (SAME, 1, 13, 11, (16,), 16, "c4: no power of two"),
+    (Geometry(1, 1, 0), 2, 3, 5, (6,), 24, "a pixel discriminator"),
+    (Geometry(3, 1, 1), 1, 4, 4, (24,), 24, "3x3"),
+    (DOUBLE, 1, 1, 1, (64,), 32, "d8: one row in all"),
+    (DOUBLE, 3, 2, 3, (20, 12), 40, "d7: two sources"),
+    (DOUBLE, 1, 6, 5, (32, 32), 3, "d1: RGB comes out"),
+]
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("geometry", "images", "height", "width", "inputs", "outputs", "why"), SHAPES)
+def test_against_float64(geometry, images, height, width, inputs, outputs, why, dtype):
+    shape = (geometry, images, height, width, inputs, outputs, dtype)
+    assert excess(*shape) <= 0
+    assert excess(*shape, affine=1, accumulate=True) <= 0
+    small = WgradPlan(16, 16, 16, 3, 4, 2)  # more splits than some have rows
+    assert excess(*shape, affine=images, plan=small, out=torch.float32) <= 0
+    assert excess(*shape, plan=small, accumulate=True) <= 0
+
+
+@needs_triton
+def test_taps_without_a_pixel_have_no_gradient():
+    x = [Source(torch.full((4, 16), math.inf, device=DEVICE))]  # inf * 0 would be NaN
+    g = normal(1, 32)
+    dw = run("triton", x, g, HALF, Map(1, 2, 2), torch.float32)
+    outer = torch.ones(4, 4, dtype=torch.bool)
+    outer[1:3, 1:3] = False
+    assert (dw[:, :, outer] == 0).all()
+    assert dw[:, :, ~outer].isinf().all()
+
+
+@jit
+def _leaks(h, inside):
+    return h
+
+
+@interpreter
+def test_comparison_sees_a_shift_outside_the_map(monkeypatch):
+    shape = (HALF, 1, 4, 4, (16,), 16, torch.float32)
+    assert excess(*shape, affine=1) <= 0
+    monkeypatch.setattr(module, "_padded", _leaks)
+    assert excess(*shape, affine=1) > 0
+
+
+@interpreter
+def test_comparison_sees_a_split_left_out(monkeypatch):
+    shape = (HALF, 2, 8, 8, (16,), 16, torch.float32)
+    plan = WgradPlan(16, 16, 16, 2, 4, 2)
+    assert excess(*shape, plan=plan) <= 0
+    monkeypatch.setattr(module, "sum_splits", lambda parts, out, **options: sum_splits(parts[:1], out, **options))
+    assert excess(*shape, plan=plan) > 0
+
+
+@needs_triton
+def test_launches_and_bytes():
+    size, x, g = Map(1, 4, 4), normal(16, 64).half(), normal(4, 32).half()
+    with recorded() as tape:
+        run("triton", [Source(x)], g, HALF, size, torch.float16)
+    (entry,) = tape
+    assert (entry.kernel, entry.read, entry.written) == ("_conv_wgrad_kernel", 2 * (16 * 64 + 4 * 32), 2 * 16 * 64 * 32)
+    with recorded() as tape:
+        run("triton", [Source(x)], g, HALF, size, torch.float16, plan=WgradPlan(32, 32, 16, 2, 4, 2))
+    assert [(entry.kernel, entry.written) for entry in tape] == [
+        ("_conv_wgrad_kernel", 2 * 4 * 16 * 64 * 32),
+        ("_sum_splits_kernel", 2 * 16 * 64 * 32),
+    ]
+
+
+LAYERS = [  # geometry, images, side, kernel, splits, why
+    (HALF, 1, 256, (64, 3), 32, "e1: one tile of channels, all programs from rows"),
+    (HALF, 1, 4, (512, 512), 1, "e7: write-bound, straight into the arena"),
+    (DOUBLE, 1, 8, (1024, 512), 1, "d5 likewise"),
+    (HALF, 64, 128, (128, 64), 8, "e2 at batch 64: eight tiles"),
+    (SAME, 64, 31, (1, 512), 2, "c5: one row of channels"),
+]
+
+
+@pytest.mark.parametrize(("geometry", "images", "side", "kernel", "splits", "why"), LAYERS)
+def test_plans_of_real_layers(geometry, images, side, kernel, splits, why):
+    size, shape = Map(images, side, side), (*kernel, 4, 4)
+    plans = wgrad_candidates(geometry, size, shape)
+    assert plans[0] == wgrad_plan(geometry, size, shape)
+    assert 1 <= len(plans) <= 4
+    assert plans[0].splits == splits
+    known = {shape[:3] for group in (module.FLAT, module.THIN, module.DEEP, module.LARGE) for shape in group}
+    assert {plan[:3] for plan in plans} <= known
+
+
+@needs_triton
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sum_splits(accumulate, dtype):
+    parts = normal(5, 70, 33)
+    whole = torch.full((72, 40), math.nan, device=DEVICE, dtype=dtype)
+    results = []
+    for impl in ("triton", "reference"):
+        out = whole.clone()[1:-1, 3:36]
+        out.fill_(1.0)
+        sum_splits(parts, out, accumulate=accumulate, impl=impl)
+        results.append(out)
+    ulp = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0
+    torch.testing.assert_close(*results, rtol=2e-6 + ulp, atol=2e-6)
+    with pytest.raises(NotSupported, match=r"\(5, 70, 33\).*contiguous fp32 needed"):
+        sum_splits(parts.half(), whole[1:-1, 3:36], impl="triton")
+    with pytest.raises(NotSupported, match="rows like the parts needed"):
+        sum_splits(parts, whole, impl="triton")
+
+
+def test_refusals():
+    size, x, g = Map(1, 4, 4), normal(16, 8), normal(4, 6)
+    dw = torch.empty(6, 4, 4, 8).permute(0, 3, 1, 2)
+    cases = [
+        ([Source(x[:, :4])] * 2, g, dw, "2 sources; one is allowed, or two of a transposed"),
+        ([Source(x[:8])], g, dw, r"a source is \(8, 8\) .* 16 rows like the first"),
+        ([Source(x)], g[:3], dw, r"the gradient is \(3, 6\) .* 4 contiguous rows"),
+        ([Source(x)], g, torch.empty(6, 8, 4, 4), "the kernel gradient has strides .* dense channels-last is needed"),
+        ([Source(x)], g, dw[:5], r"a kernel gradient \(5, 8, 4, 4\) for 8 channels to 6"),
+        ([Source(x, "none", normal(1, 7), normal(1, 7))], g, dw, r"a scale is \(1, 7\) for 1 images of 8 channels"),
+        ([Source(x.double())], g.double(), dw, "float64; allowed are float32, float16, bfloat16"),
+    ]
+    for sources, gradient, into, message in cases:
+        with pytest.raises(NotSupported, match=message):
+            conv_wgrad(sources, gradient, into, HALF, size, impl="triton")

@@ -1,0 +1,199 @@
+"""Without a GPU: what is refused. With one: engines built for it against the generator."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fastpix2pix.config import Form, Generator, Modes
+from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.model import build_generator
+from fastpix2pix.model.weights import save_network
+from fastpix2pix.runtime.plan import read_plan, sidecar, update_plan, write_plan
+from fastpix2pix.runtime.tensorrt_engine import TensorRTEngine, not_supported_reasons
+from fastpix2pix.runtime.tensorrt_library import library, missing, target_for
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A sound pair of files whose engine no library would take."""
+    path = tmp_path / "g.engine"
+    write_plan(
+        path, b"not an engine", model="0" * 64, modes=Modes(), form=Form("fp16", 1, 64, 64), sizes=((64, 64),),
+        record={"architecture": dataclasses.asdict(Generator(depth=5, ngf=4))}, batches=(1,), target="tensorrt-rtx",
+        version=library("tensorrt-rtx").version, capabilities=("sm80",), gpu=None, stripped=False,
+        parity={},
+    )  # fmt: skip
+    return path
+
+
+@no_gpu
+def test_without_a_gpu_it_says_what_to_install(foreign):
+    with pytest.raises(EnvironmentFailed, match=r"g.engine cannot run here: torch sees no NVIDIA GPU \(install"):
+        TensorRTEngine(foreign)
+
+
+@no_gpu
+@pytest.mark.skipif(not missing("tensorrt"), reason="the full TensorRT is installed")
+def test_without_the_library_it_says_what_to_install():
+    found = not_supported_reasons("tensorrt")
+    assert len(found) == 2
+    assert "pip install 'fastpix2pix[tensorrt13]'" in found[1]
+
+
+def test_damage_is_found_before_anything_about_the_machine(foreign):
+    foreign.write_bytes(b"not an enginf")
+    with pytest.raises(InputError, match="changed after the build"):
+        TensorRTEngine(foreign)
+    sidecar(foreign).unlink()
+    with pytest.raises(InputError, match=r"no g.engine.json beside it"):
+        TensorRTEngine(foreign)
+
+
+@pytest.mark.parametrize(
+    "name, used",
+    [
+        ("Runtime", ["deserialize_cuda_engine"]),
+        ("ICudaEngine", ["create_execution_context", "create_runtime_config", "device_memory_size_v2"]),
+        ("ICudaEngine", ["create_engine_inspector", "get_tensor_dtype"]),
+        ("IRuntimeConfig", ["set_execution_context_allocation_strategy", "create_runtime_cache", "set_runtime_cache"]),
+        ("IRuntimeConfig", ["dynamic_shapes_kernel_specialization_strategy", "cuda_graph_strategy"]),
+        ("IRuntimeCache", ["serialize", "deserialize"]),
+        ("IExecutionContext", ["set_device_memory", "set_input_shape", "set_tensor_address", "execute_async_v3"]),
+        ("IExecutionContext", ["is_stream_capturable"]),
+        ("ExecutionContextAllocationStrategy", ["USER_MANAGED"]),
+        ("DynamicShapesKernelSpecializationStrategy", ["EAGER"]),
+        ("CudaGraphStrategy", ["DISABLED"]),
+        ("BuilderFlag", ["REQUIRE_USER_ALLOCATION", "EXCLUDE_LEAN_RUNTIME", "STRIP_PLAN", "REFIT", "TF32"]),
+        ("EngineInspector", ["get_engine_information"]),
+    ],
+)
+def test_what_only_a_gpu_can_call_is_in_the_library(name, used):
+    found = getattr(library("tensorrt-rtx").api, name)
+    assert [attribute for attribute in used if not hasattr(found, attribute)] == []
+
+
+@pytest.mark.gpu
+def test_a_foreign_engine_is_refused_in_one_line(foreign):
+    capability = "sm{}{}".format(*torch.cuda.get_device_capability())
+    update_plan(foreign, read_plan(foreign), capabilities=(capability,))
+    with pytest.raises(EnvironmentFailed, match="refuses it") as error:
+        TensorRTEngine(foreign)
+    assert "\n" not in str(error.value)
+
+
+# On a GPU
+
+
+def target() -> str:
+    """The library that builds for this GPU; none: skip."""
+    try:
+        return target_for("sm{}{}".format(*torch.cuda.get_device_capability()))
+    except EnvironmentFailed as error:
+        pytest.skip(str(error))
+
+
+def network(**options):
+    torch.manual_seed(0)
+    net = build_generator(Generator(**{"depth": 5, "ngf": 16, **options})).eval()
+    with torch.no_grad():
+        net.up[-1].conv.weight.mul_(10)
+    return net
+
+
+def built(folder, **options):
+    """An engine through the whole build: the gate has run it on this GPU."""
+    from fastpix2pix.building.build import build
+
+    save_network(folder / "g.safetensors", network(), modes=Modes())
+    values = {"target": target(), "precision": "fp16", "size": "64", "gate_images": 3, **options}
+    made = build(folder / "g.safetensors", folder / "g.engine", **values)
+    assert "in place of" not in made.parity.ran
+    return folder / "g.engine"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"precision": "fp32"}, "no TF32"),
+        ({"precision": "bf16", "norm_stats": "running"}, "recast, folded"),
+        ({"noise": "fixed"}, "mask in the graph"),
+        ({"noise": "random", "batch": "1,2,4"}, "masks as inputs"),
+        ({"size": "32,64,96x128", "batch": "1,2,4", "pixels": "uint8", "noise": "fixed"}, "dynamic, pixels inside"),
+        ({"precision": "int8", "calibration_images": 8}, "quantised"),
+    ],
+)
+def test_engines_pass_the_gate_on_the_gpu_itself(tmp_path, options, why):
+    built(tmp_path, **options)
+
+
+@pytest.mark.gpu
+def test_any_number_of_images_and_each_size(tmp_path):
+    engine = TensorRTEngine(built(tmp_path, size="32,64,128", batch="2,2,4", precision="fp32"))
+    net = network()
+    for shape in ((1, 3, 64, 64), (5, 3, 32, 96), (9, 3, 64, 64)):
+        x = torch.rand(*shape) * 2 - 1
+        with torch.no_grad():
+            wanted = net(x, Modes())
+        for _ in range(6):  # the last ones are replayed from a graph
+            got = engine.translate(x.cuda()).cpu()
+            assert torch.allclose(got, wanted, atol=1e-3)
+    for size in ((160, 64), (48, 64)):
+        with pytest.raises(InputError, match="takes 32x32 to 128x128"):
+            engine.translate(torch.zeros(1, 3, *size, device="cuda"))
+
+
+@pytest.mark.gpu
+def test_random_noise_follows_the_number_of_the_image(tmp_path):
+    engine = TensorRTEngine(built(tmp_path, noise="random", precision="fp32"))
+    net, x = network(), torch.rand(1, 3, 64, 64) * 2 - 1
+    for number in range(8):
+        with torch.no_grad():
+            wanted = net(x, Modes(noise="random"), number)
+        assert torch.allclose(engine.translate(x.cuda(), number).cpu(), wanted, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_enqueue_writes_into_the_callers_memory_and_can_be_captured(tmp_path):
+    engine = TensorRTEngine(built(tmp_path, precision="fp32"))
+    x = torch.rand(1, 3, 64, 64, device="cuda") * 2 - 1
+    y, stream = torch.zeros_like(x), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    for _ in range(3):
+        engine.enqueue(x, y, stream)
+    stream.synchronize()
+    wanted = engine.translate(x)
+    assert torch.allclose(y, wanted, atol=1e-6)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        engine.enqueue(x, y, stream)
+    x.neg_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.allclose(y, engine.translate(x), atol=1e-6)
+    for bad in (x.half(), x[:, :2], x.cpu()):
+        with pytest.raises(InputError, match="the engine takes"):
+            engine.enqueue(bad, y, stream)
+    with pytest.raises(InputError, match="not contiguous"):
+        engine.enqueue(x.to(memory_format=torch.channels_last), y, stream)
+
+
+@pytest.mark.gpu
+def test_the_first_warm_up_fills_in_the_latency(tmp_path):
+    path = built(tmp_path)
+    engine = TensorRTEngine(path)
+    update_plan(path, engine.plan, latency=None)
+    engine = TensorRTEngine(path)
+    found = engine.warm_up()
+    assert found["ms"] > 0
+    assert read_plan(path).latency == found
+    assert engine.describe()["latency"] == found
+
+
+@pytest.mark.gpu
+def test_the_engine_itself_has_half_convolutions(tmp_path):
+    text = TensorRTEngine(built(tmp_path)).inspect()
+    assert "Half" in text or "FP16" in text or "Float16" in text
