@@ -64,6 +64,13 @@ def make_folder(path: Path) -> None:
         raise environment_failed(path, error) from error
 
 
+def cache_folder(name: str) -> Path:
+    """$FASTPIX2PIX_CACHE/name, else $XDG_CACHE_HOME/fastpix2pix/name, else ~/.cache/fastpix2pix/name."""
+    if given := os.environ.get("FASTPIX2PIX_CACHE"):
+        return Path(given) / name
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastpix2pix" / name
+
+
 def environment_failed(path: Path, error: OSError) -> EnvironmentFailed:
     """A disk error in one line, with what to do."""
     what = error.strerror or str(error)

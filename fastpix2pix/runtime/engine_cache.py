@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EnvironmentFailed, InputError
-from ..files import make_folder
+from ..files import cache_folder, make_folder
 from .plan import SUFFIX, read_plan
 
 
 def default_folder() -> Path:
-    """$FASTPIX2PIX_CACHE, else $XDG_CACHE_HOME/fastpix2pix, else ~/.cache/fastpix2pix; in it, engines/."""
-    if given := os.environ.get("FASTPIX2PIX_CACHE"):
-        return Path(given) / "engines"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastpix2pix" / "engines"
+    """engines/ in the cache (files.cache_folder)."""
+    return cache_folder("engines")
 
 
 def key_of(**parts: Any) -> str:

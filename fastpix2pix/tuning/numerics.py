@@ -1,0 +1,135 @@
+"""Whether a plan computes what it should on this device: asked before it is timed.
+
+The two-error rule: a result may be twice as wrong as plain torch in the same types, and one rounding more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..kernels.conv import Norm, conv, conv_dgrad
+from ..kernels.conv_plan import ConvPlan
+from ..kernels.conv_wgrad import conv_wgrad
+from ..kernels.geometry import Geometry, Map, Source
+from ..kernels.rows import Output, Statistics
+from ..kernels.statistics import of_tiles
+from ..kernels.wgrad_plan import WgradPlan
+
+SLACK = 32 * torch.finfo(torch.float32).eps  # of the largest value: sums in fp32 differ by their order
+
+Found = dict[str, Tensor]
+
+
+def excess(
+    fast: Tensor,
+    same: Tensor,  # plain torch in the types of `fast`
+    exact: Tensor,  # plain torch in wider types
+    *,
+    total: bool = False,  # sums over many numbers: compared by the largest error, as they may cancel
+) -> float:
+    """Largest error as a share of the allowed one: up to 1 is right, NaN where `fast` has one."""
+    exact = exact.double()
+    plain, found = (same.double() - exact).abs(), (fast.double() - exact).abs()
+    largest = exact.abs().max()
+    allowed = 2 * (plain.max() if total else plain)
+    allowed = allowed + SLACK * largest + torch.finfo(torch.float32).smallest_normal
+    if fast.dtype.is_floating_point and fast.dtype.itemsize < 4:
+        allowed = allowed + torch.finfo(fast.dtype).eps * exact.abs() + torch.finfo(fast.dtype).smallest_normal
+    return float((found / allowed).max())
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """fp32 convolutions without TF32; there are no other products."""
+    old = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = old
+
+
+def forward_error(
+    sources: Sequence[Source], w: Tensor, geometry: Geometry, size: Map, groups: int, statistics: bool, plan: ConvPlan
+) -> str:
+    """Why a forward plan may not be used; "" where it may."""
+    rows = size.images * geometry.output(size.height) * geometry.output(size.width)
+    channels = geometry.forward().channels(tuple(w.shape))[1]
+
+    def compute(impl: str, wide: torch.dtype | None) -> Found:
+        kernel, given = _cast(w, wide), [_source(source, wide) for source in sources]
+        y = torch.full((rows, channels), math.nan, dtype=kernel.dtype, device=w.device)
+        product = conv(
+            given, kernel, geometry, size, y,
+            groups=groups, statistics=statistics and plan.splits == 1, partials=True, plan=plan, impl=impl,
+        )  # fmt: skip
+        if product.partials is not None:
+            y.copy_(product.partials.sum(0))
+        if product.tiles is None:
+            return {"y": y}
+        mean, m2 = of_tiles(product.tiles, rows // groups)
+        return {"y": y, "sum of means": mean, "sum of squares": m2}
+
+    return _error(compute, w.dtype)
+
+
+def dgrad_error(
+    g: Tensor, w: Tensor, geometry: Geometry, size: Map, norm: Norm | None, groups: int, plan: ConvPlan
+) -> str:
+    """Why a dgrad plan may not be used; "" where it may."""
+    channels = geometry.dgrad().channels(tuple(w.shape))[1]
+    norm = norm if plan.splits == 1 else None
+
+    def compute(impl: str, wide: torch.dtype | None) -> Found:
+        dx = torch.full((size.rows, channels), math.nan, dtype=wide or g.dtype, device=g.device)
+        sums = conv_dgrad(
+            _cast(g, wide), _cast(w, wide), geometry, size, dx,
+            norm=_norm(norm, wide), groups=groups if norm is not None else 1, plan=plan, impl=impl,
+        ).sums  # fmt: skip
+        return {"dx": dx} if sums is None else {"dx": dx, "sum of dz": sums.dz.sum(1), "sum of dzx": sums.dzx.sum(1)}
+
+    return _error(compute, w.dtype)
+
+
+def wgrad_error(
+    sources: Sequence[Source], g: Tensor, dw: Tensor, geometry: Geometry, size: Map, plan: WgradPlan
+) -> str:
+    """Why a wgrad plan may not be used; "" where it may. `dw` is only looked at for its shape and strides."""
+
+    def compute(impl: str, wide: torch.dtype | None) -> Found:
+        into = torch.full_like(dw, math.nan, dtype=wide, memory_format=torch.channels_last)
+        given = [_source(source, wide) for source in sources]
+        conv_wgrad(given, _cast(g, wide), into, geometry, size, plan=plan, impl=impl)
+        return {"sum over rows": into}
+
+    return _error(compute, g.dtype)
+
+
+def _error(compute, dtype: torch.dtype) -> str:  # type: ignore[no-untyped-def]
+    with exact_fp32():
+        exact = compute("reference", torch.float64 if dtype == torch.float32 else torch.float32)
+        same, fast = compute("reference", None), compute("triton", None)
+    shares = {name: excess(fast[name], same[name], exact[name], total=name.startswith("sum")) for name in exact}
+    wrong = [f"{name} is off by {share:.3g} times the allowed error" for name, share in shares.items() if not share <= 1]
+    return "; ".join(wrong)
+
+
+def _cast(t: Tensor, wide: torch.dtype | None) -> Tensor:
+    return t if wide is None else t.to(wide)
+
+
+def _source(source: Source, wide: torch.dtype | None) -> Source:
+    return source._replace(rows=_cast(source.rows, wide))
+
+
+def _norm(norm: Norm | None, wide: torch.dtype | None) -> Norm | None:
+    if norm is None or wide is None:
+        return norm
+    other = None if norm.other is None else Output(norm.other.rows.to(wide), norm.other.activation)
+    statistics = Statistics(*(t.to(torch.promote_types(wide, t.dtype)) for t in norm.statistics))
+    return norm._replace(x=norm.x.to(wide), statistics=statistics, other=other)
