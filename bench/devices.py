@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastpix2pix import __version__
 from fastpix2pix.config import Train, train_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,20 @@ def setting(device: torch.device, small: bool) -> Setting:
     return Setting(device, (2,), tiny, 3, (64, 64), 2, 0.0, "eager")
 
 
+def bench_setting(device: torch.device, scale: str) -> Setting:
+    """Of the comparisons. full: the paper's networks on a GPU, on a CPU smaller ones that two cores train in seconds;
+    short: what a gate has time for; smoke: once each, to see that it runs."""
+    if scale == "smoke":
+        return setting(device, True)._replace(batches=(1, 2), rounds=2)
+    if device.type == "cuda":
+        batches, rounds = ((1, 16, 64), 15) if scale == "full" else ((1, 8), 15)
+        return setting(device, False)._replace(batches=batches, rounds=rounds, sample_s=0.05)
+    middle: dict[str, Any] = {"depth": 7, "ngf": 32, "ndf": 32, "crop_size": 128}
+    small = middle | {"ngf": 8, "ndf": 8}
+    options, batches, rounds = (middle, (1, 4), 9) if scale == "full" else (small, (1, 2), 15)
+    return Setting(device, batches, options, 0, (1024, 4096), rounds, 0.03, "inductor")
+
+
 def facts(device: torch.device) -> dict[str, Any]:
     """Device, versions, commit and date of a record."""
     import numpy
@@ -57,7 +72,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     except ImportError:
         triton_version = None
     found = {
-        "device": platform.processor() or platform.machine(),
+        "device": _processor(),
         "capability": None,
         "memory_gib": None,
         "driver": None,
@@ -79,8 +94,22 @@ def facts(device: torch.device) -> dict[str, Any]:
     return found
 
 
+def _processor() -> str:
+    """What the CPU calls itself, without frequency; its architecture where it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    except OSError:
+        found = None
+    name = found[1].split("@")[0].strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
 def commit() -> str:
-    """Short hash of HEAD, "-dirty" where files differ; without git FASTPIX2PIX_COMMIT, else "unknown"."""
+    """Short hash of HEAD, "-dirty" where files differ; without git FASTPIX2PIX_COMMIT, else "unknown"; the version
+    where it is installed."""
+    if not (ROOT / "setup.py").is_file():  # installed: git would find whatever repository lies around it
+        return f"v{__version__}"
     head = _output(["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"])
     if head is None:
         return os.environ.get("FASTPIX2PIX_COMMIT", "unknown")

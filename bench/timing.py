@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -22,11 +23,35 @@ class Timing(NamedTuple):
     fastest: float
     samples: int
     calls: int  # per sample
+    values: tuple[float, ...] = ()  # of every sample, in the order of the rounds
 
     @classmethod
     def of(cls, samples: Sequence[float], calls: int) -> Timing:
         low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-        return cls(median, (low, high), min(samples), len(samples), calls)
+        return cls(median, (low, high), min(samples), len(samples), calls, tuple(samples))
+
+
+class Ratio(NamedTuple):
+    """How long one takes in times of another, of samples taken in turns."""
+
+    median: float
+    low: float  # the median's confidence interval
+    high: float
+
+    @classmethod
+    def of(cls, ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.99) -> Ratio:
+        """Of samples round by round: what disturbs a round disturbs both, and cancels.
+
+        The interval is between two order statistics, which assumes nothing about how times are distributed; of fewer
+        than 8 rounds it is all there is, and less than 0.99 sure.
+        """
+        ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+        n, outside, k = len(ratios), 0.0, 0
+        while k < (n - 1) // 2 and outside + math.comb(n, k) / 2**n <= (1 - confidence) / 2:
+            outside += math.comb(n, k) / 2**n  # P(at most k of n samples lie below the true median)
+            k += 1
+        k = max(k - 1, 0)
+        return cls(statistics.median(ratios), ratios[k], ratios[n - 1 - k])
 
 
 def sample_ms(run: Run, calls: int, device: torch.device) -> float:
@@ -51,6 +76,12 @@ def calls_for(run: Run, device: torch.device, sample_s: float) -> int:
     if not sample_s:
         return 1
     return min(500, max(1, math.ceil(sample_s * 1e3 / sample_ms(run, 2, device))))
+
+
+def rotating(make: Callable[[], Run], copies: int) -> Run:
+    """A run that does the same work on other memory each time: with enough copies no cache holds it."""
+    runs = itertools.cycle([make() for _ in range(copies)])
+    return lambda: next(runs)()
 
 
 def interleaved(
