@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format gpu-check clean
+.PHONY: demo test check format cpp-test sanitize gpu-check clean
 
 demo: $(READY)  ## paint data, train a few minutes, evaluate, translate; pictures in demo/
 	rm -rf demo
@@ -21,6 +21,12 @@ check: $(READY)  ## lint, format and types
 format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+cpp-test: $(READY)  ## build and run the C++ programs of tests/cpp
+	$(BIN)/pytest -s -k plain tests/native/test_cpp.py
+
+sanitize: $(READY)  ## the same under ThreadSanitizer, and under AddressSanitizer with undefined behaviour
+	FASTPIX2PIX_SANITIZE=1 $(BIN)/pytest -s -k 'thread or address' tests/native/test_cpp.py
 
 gpu-check:  ## correctness and speed on this machine's GPU; installs nothing: PYTHON needs torch, triton, numpy
 	$(PYTHON) -m bench.gpu_check $(if $(PARTS),--parts $(PARTS)) $(if $(BUDGET),--budget $(BUDGET))

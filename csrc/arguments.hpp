@@ -65,7 +65,7 @@ struct FrameArgument {
 
 // One plane: rows of `width` bytes that are whole in themselves, at any distance from each other.
 inline bool is_plane(const py::buffer_info& info, py::ssize_t rows, py::ssize_t width) {
-  if (info.itemsize != 1 || info.ndim < 2 || info.shape[0] != rows) return false;
+  if (info.format != "B" || info.ndim < 2 || info.shape[0] != rows) return false;
   py::ssize_t bytes = 1;
   for (py::ssize_t i = info.ndim - 1; i >= 1; --i) {
     if (info.shape[i] != 1 && info.strides[i] != bytes) return false;
@@ -100,9 +100,9 @@ FrameArgument<Byte> frame_argument(const py::object& object, const FrameShape& s
     const py::buffer_info& info = *frame.held[0];
     if (count > 1 || info.ndim < 2) {
       const auto bytes = static_cast<py::ssize_t>(frame_bytes(shape));
-      if (info.itemsize != 1 || info.size != bytes || !is_contiguous(info)) {
+      if (info.format != "B" || info.size != bytes || !is_contiguous(info)) {
         throw InvalidInput("a frame " + described(info) + "; allowed are " + std::to_string(bytes) +
-                           " contiguous bytes (" + format + " " + std::to_string(shape.width) + "x" +
+                           " contiguous uint8 (" + format + " " + std::to_string(shape.width) + "x" +
                            std::to_string(shape.height) + "), or a tuple of planes");
       }
       const Planes planes = packed_planes(shape, static_cast<std::uint8_t*>(info.ptr));

@@ -2,7 +2,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
+#include <set>
 
 #include "arguments.hpp"
 #include "convert.hpp"
@@ -132,7 +132,6 @@ Engine array_engine(py::object engine, const InputSpec& input, const OutputSpec&
   for (int i = 0; i < slots; ++i) {
     py::array in = new_tensor(input.network), out = new_tensor(output.network);
     tensors.push_back({in.mutable_data(), out.mutable_data()});
-    in.attr("setflags")(py::arg("write") = false);
     pairs.append(py::make_tuple(in, out));
   }
   return [call = shared(std::move(engine)), arrays = shared(std::move(pairs))](int slot, const void*, void*, void*) {
@@ -163,19 +162,22 @@ GraphOfSlot graph_engine(py::object engine) {
 }
 #endif
 
+// So many seconds from now; None and what is beyond three years never comes.
+Time time_in(const char* what, std::optional<double> seconds) {
+  if (seconds && !(*seconds >= 0.0)) {
+    throw InvalidInput(std::string(what) + " = " + std::to_string(*seconds) +
+                       " seconds from now; allowed are 0 and more, or None");
+  }
+  if (!seconds || *seconds > 1e8) return kNever;
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*seconds));
+}
+
 // Waits in steps of 100 ms, so that Ctrl-C ends it; step(until) says whether it is done.
 template <class Step>
 void wait_for(std::optional<double> timeout, const Step& step) {
-  using std::chrono::milliseconds;
-  if (timeout && !(*timeout >= 0.0)) {
-    throw InvalidInput("timeout = " + std::to_string(*timeout) + " seconds; allowed are 0 and more, or None");
-  }
-  const Time start = Clock::now();
-  const bool forever = !timeout || *timeout > 1e8;
-  const Time end = forever ? kNever : start + std::chrono::duration_cast<Clock::duration>(
-                                                  std::chrono::duration<double>(*timeout));
+  const Time end = time_in("timeout", timeout);
   while (true) {
-    const Time until = std::min(end, Clock::now() + milliseconds(100));
+    const Time until = std::min(end, Clock::now() + std::chrono::milliseconds(100));
     {
       py::gil_scoped_release release;
       if (step(until)) return;
@@ -183,12 +185,6 @@ void wait_for(std::optional<double> timeout, const Step& step) {
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (Clock::now() >= end) return;
   }
-}
-
-// The deadline comes as seconds from now.
-Time deadline_of(std::optional<double> seconds) {
-  if (!seconds || *seconds > 1e8) return kNever;
-  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*seconds));
 }
 
 class PyRuntime {
@@ -212,17 +208,26 @@ class PyRuntime {
       backend = cuda(input, output, engine, kind, graph, slots);
     }
     runtime_ = std::make_unique<FrameRuntime>(std::move(backend), shape);
+    open_.insert(this);
   }
+  PyRuntime(const PyRuntime&) = delete;
+  PyRuntime& operator=(const PyRuntime&) = delete;
 
   // The threads may be waiting for the GIL.
   ~PyRuntime() {
+    open_.erase(this);
     py::gil_scoped_release release;
     runtime_.reset();
   }
 
+  // At exit: a thread that asks for the GIL of an interpreter that is gone never comes back.
+  static void close_all() {
+    for (PyRuntime* runtime : open_) runtime->close();
+  }
+
   bool submit(const py::object& frame, std::int64_t tag, std::optional<double> deadline,
               std::optional<double> timeout) {
-    const Time due = deadline_of(deadline);
+    const Time due = time_in("deadline", deadline);
     auto result = FrameRuntime::Submitted::timed_out;
 #ifdef FASTPIX2PIX_CUDA
     if (on_cuda(frame)) {
@@ -255,6 +260,7 @@ class PyRuntime {
   std::optional<std::int64_t> poll(const py::object& frame) { return collect(frame, 0.0); }
 
   void finish() { runtime_->finish(); }
+  bool drained() { return runtime_->drained(); }
 
   void close() {
     py::gil_scoped_release release;
@@ -265,9 +271,9 @@ class PyRuntime {
     const Counters n = runtime_->counters();
     py::dict frames, latency;
     const std::pair<const char*, std::uint64_t> counts[] = {
-        {"submitted", n.submitted},       {"collected", n.collected}, {"dropped_oldest", n.dropped_oldest},
-        {"dropped_newest", n.dropped_newest}, {"late", n.late},       {"failed", n.failed},
-        {"abandoned", n.abandoned},       {"pending", n.pending}};
+        {"submitted", n.submitted},           {"collected", n.collected}, {"dropped_oldest", n.dropped_oldest},
+        {"dropped_newest", n.dropped_newest}, {"late", n.late},           {"failed", n.failed},
+        {"abandoned", n.abandoned},           {"pending", n.pending}};
     for (const auto& [name, count] : counts) frames[name] = count;
     const auto stages = runtime_->latency();
     for (int i = 0; i < FrameRuntime::kStages; ++i) {
@@ -337,6 +343,8 @@ class PyRuntime {
   std::uintptr_t stream_ = 0;
 #endif
 
+  inline static std::set<PyRuntime*> open_;  // touched with the GIL held
+
   FrameShape source_, target_;
   std::string device_, graph_ = "none";
   std::unique_ptr<FrameRuntime> runtime_;
@@ -362,6 +370,7 @@ void translate(std::exception_ptr pointer) {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Pixel conversions and the frame runtime; see fastpix2pix.runtime.native.";
   py::register_local_exception_translator(translate);
+  py::module_::import("atexit").attr("register")(py::cpp_function(&PyRuntime::close_all));
 
 #ifdef FASTPIX2PIX_CUDA
   m.attr("CUDA") = FASTPIX2PIX_CUDA_VERSION;
@@ -396,6 +405,8 @@ PYBIND11_MODULE(_native, m) {
       .def("poll", &PyRuntime::poll, py::arg("frame"))
       .def("finish", &PyRuntime::finish)
       .def("close", &PyRuntime::close)
+      // addition: True once finish was called and no frame is inside, so that None of a collect with a timeout is clear
+      .def_property_readonly("drained", &PyRuntime::drained)
       .def("stats", &PyRuntime::stats)
       .def("describe", &PyRuntime::describe);
 }

@@ -16,7 +16,9 @@ class Scratch {
   Scratch(int workers, std::ptrdiff_t row) : row_(row), memory_(workers * kRows * row) {}
   // Row `index` of a worker; vertical sums take the last four in a line.
   float* row(int worker, int index) { return memory_.data() + (worker * kRows + index) * row_; }
-  rows::Rows rows(int worker, int index) { return {{row(worker, index), row(worker, index + 1), row(worker, index + 2)}}; }
+  rows::Rows rows(int worker, int index) {
+    return {{row(worker, index), row(worker, index + 1), row(worker, index + 2)}};
+  }
 
  private:
   static constexpr std::ptrdiff_t kRows = 10;  // two lines of three components, four for sums

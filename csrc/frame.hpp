@@ -31,9 +31,7 @@ struct FrameShape {
 // Planes: packed [H, W, C]; nv12 Y [H, W], UV [ceil(H/2), ceil(W/2), 2]; yuv420 Y, U and V [ceil(H/2), ceil(W/2)].
 inline int plane_count(Format format) { return format == Format::nv12 ? 2 : format == Format::yuv420 ? 3 : 1; }
 
-inline int plane_rows(const FrameShape& frame, int plane) {
-  return plane == 0 ? frame.height : (frame.height + 1) / 2;
-}
+inline int plane_rows(const FrameShape& frame, int plane) { return plane == 0 ? frame.height : (frame.height + 1) / 2; }
 
 // Bytes of one row of a plane, without padding.
 inline std::ptrdiff_t plane_width(const FrameShape& frame, int plane) {

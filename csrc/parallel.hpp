@@ -3,8 +3,12 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "frame.hpp"
 
 namespace fastpix2pix {
 
@@ -12,19 +16,17 @@ namespace fastpix2pix {
 class RowPool {
  public:
   explicit RowPool(int threads) {
-    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
+    try {
+      for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
+    } catch (const std::system_error& error) {
+      stop();
+      throw Failed(std::string("cannot start a thread for pixels: ") + error.what());
+    }
   }
   RowPool(const RowPool&) = delete;
   RowPool& operator=(const RowPool&) = delete;
 
-  ~RowPool() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~RowPool() { stop(); }
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -48,6 +50,15 @@ class RowPool {
   }
 
  private:
+  void stop() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
   struct Task {
     const void* context = nullptr;
     int rows = 0;

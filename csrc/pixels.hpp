@@ -18,8 +18,8 @@ enum class Matrix { bt601, bt709 };
 enum class Range { limited, full };
 enum class Border { reflect, constant };
 
-FASTPIX2PIX_HD bool is_yuv(Format format) { return format == Format::nv12 || format == Format::yuv420; }
-FASTPIX2PIX_HD int packed_channels(Format format) { return format == Format::rgba ? 4 : 3; }
+FASTPIX2PIX_HD constexpr bool is_yuv(Format format) { return format == Format::nv12 || format == Format::yuv420; }
+FASTPIX2PIX_HD constexpr int packed_channels(Format format) { return format == Format::rgba ? 4 : 3; }
 
 // Three components of one pixel: red, green, blue or Y, U, V.
 struct Pixel {
@@ -43,7 +43,7 @@ FASTPIX2PIX_HD std::uint8_t byte_of_level(float level) {
 
 // Y'CbCr <-> R'G'B' (ITU-R BT.601-7 and BT.709-6, 8 bit). All levels 0..255; made by make_colour.
 struct Colour {
-  float y_offset, y_scale;              // to RGB: (y - y_offset) * y_scale
+  float y_offset, y_scale;               // to RGB: (y - y_offset) * y_scale
   float r_of_v, g_of_u, g_of_v, b_of_u;  // times (u - 128), (v - 128)
   float y_of[3], u_of[3], v_of[3];       // from RGB
 };

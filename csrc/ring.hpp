@@ -149,7 +149,7 @@ class Ring {
         slots_[slot].state = State::reading;
         return Result{slot, slots_[slot].tag};
       }
-      if (finishing_ && count_inside() == 0) return std::nullopt;
+      if (finishing_ && empty()) return std::nullopt;
       if (!wait(lock, until)) return std::nullopt;
     }
   }
@@ -170,7 +170,7 @@ class Ring {
   // True once finish was called and every frame has been collected, dropped or found late.
   bool drained() {
     std::lock_guard lock(mutex_);
-    return finishing_ && count_inside() == 0;
+    return finishing_ && empty();
   }
 
   void stop() {
@@ -224,6 +224,10 @@ class Ring {
   }
   int count_inside() const {
     return count([](State s) { return s != State::free && s != State::filling; });
+  }
+  // A slot in "filling" may still become a frame: finish may be called while another thread submits.
+  bool empty() const {
+    return count([](State s) { return s != State::free; }) == 0;
   }
 
   void set(int slot, State state) {

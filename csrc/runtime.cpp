@@ -2,6 +2,8 @@
 
 #include <cstring>
 #include <exception>
+#include <string>
+#include <system_error>
 #include <utility>
 
 namespace fastpix2pix {
@@ -23,9 +25,15 @@ FrameRuntime::FrameRuntime(std::unique_ptr<Backend> backend, const Shape& shape)
     : shape_(shape),
       ring_(shape.slots, shape.policy, shape.depth),
       backend_(std::move(backend)),
-      launched_(static_cast<std::size_t>(shape.slots)),
-      launcher_([this] { launch_frames(); }),
-      finisher_([this] { finish_frames(); }) {}
+      launched_(static_cast<std::size_t>(shape.slots)) {
+  try {
+    launcher_ = std::thread([this] { launch_frames(); });
+    finisher_ = std::thread([this] { finish_frames(); });
+  } catch (const std::system_error& error) {
+    close();
+    throw Failed(std::string("cannot start a thread of the frame runtime: ") + error.what());
+  }
+}
 
 FrameRuntime::~FrameRuntime() { close(); }
 

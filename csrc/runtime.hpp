@@ -29,12 +29,12 @@ struct StageTimes {
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual Planes staging(int slot) = 0;       // host memory of a source frame
-  virtual ConstPlanes result(int slot) = 0;   // host memory of a finished frame
-  virtual void stage(int slot) = 0;           // the next launch takes the frame in staging(slot)
+  virtual Planes staging(int slot) = 0;      // host memory of a source frame
+  virtual ConstPlanes result(int slot) = 0;  // host memory of a finished frame
+  virtual void stage(int slot) = 0;          // the next launch takes the frame in staging(slot)
   virtual void adopt(int slot, const ConstPlanes& device_frame, Owner owner) = 0;  // the next launch takes that one
-  virtual void launch(int slot) = 0;          // begin the work; throws where it cannot be begun
-  virtual StageTimes finish(int slot) = 0;    // wait until result(slot) is whole; throws what went wrong
+  virtual void launch(int slot) = 0;        // begin the work; throws where it cannot be begun
+  virtual StageTimes finish(int slot) = 0;  // wait until result(slot) is whole; throws what went wrong
 };
 
 class FrameRuntime {
@@ -85,7 +85,7 @@ class FrameRuntime {
   std::mutex latency_mutex_;
   std::array<Latency, kStages> latency_;
   std::mutex close_mutex_;
-  std::thread launcher_, finisher_;  // last: they use the others
+  std::thread launcher_, finisher_;  // they use all of the others; close joins them
 };
 
 void copy_planes(const Planes& to, const ConstPlanes& from, const FrameShape& shape);

@@ -2,6 +2,8 @@
 // same operations in the same order, tested equal in tests/cpp.
 #pragma once
 
+#include <type_traits>
+
 #include "spec.hpp"
 
 #ifdef __CUDACC__
@@ -21,6 +23,23 @@ FASTPIX2PIX_HD void narrow(float x, _Float16& to) { to = static_cast<_Float16>(x
 #endif
 FASTPIX2PIX_HD float widen(float x) { return x; }
 FASTPIX2PIX_HD void narrow(float x, float& to) { to = x; }
+
+// Calls body with the format as a constant of its type.
+template <class Body>
+void with_format(Format format, const Body& body) {
+  switch (format) {
+    case Format::rgb:
+      return body(std::integral_constant<Format, Format::rgb>());
+    case Format::bgr:
+      return body(std::integral_constant<Format, Format::bgr>());
+    case Format::rgba:
+      return body(std::integral_constant<Format, Format::rgba>());
+    case Format::nv12:
+      return body(std::integral_constant<Format, Format::nv12>());
+    case Format::yuv420:
+      return body(std::integral_constant<Format, Format::yuv420>());
+  }
+}
 
 // A spec with the tables of its resize where the kernel can read them; without a resize both counts are 0.
 struct InputSampler {
@@ -70,6 +89,7 @@ struct InputSampler {
       Pixel inner{};
       for (int i = 0; i < rows.count; ++i) {
         const float weight = rows.weight[i * rows.out + y];
+        if (weight == 0.0f) continue;
         const Pixel p = at<kFormat>(frame, column, spec.crop.y + rows.first[y] + i);
         for (int c = 0; c < 3; ++c) inner.c[c] += weight * p.c[c];
       }
@@ -113,6 +133,7 @@ struct OutputSampler {
         Pixel inner{};
         for (int i = 0; i < rows.count; ++i) {
           const float weight = rows.weight[i * rows.out + y];
+          if (weight == 0.0f) continue;  // as the CPU does: a NaN that weighs nothing must not spread
           const Pixel q = at(network, columns.first[x] + j, rows.first[y] + i);
           for (int c = 0; c < 3; ++c) inner.c[c] += weight * q.c[c];
         }
