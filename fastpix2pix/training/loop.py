@@ -27,7 +27,7 @@ from ..model.weights import save_network
 from . import checkpoint, record, report, schedule
 from .clock import Clock
 from .state import LOSSES, State
-from .step import build_state, describe_step
+from .step import build_state, choose_convolutions, describe_step
 from .validation import Validation, best_modes, better
 
 
@@ -79,7 +79,9 @@ class _Run:
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic
 
-        self.state: State = build_state(config, self.device)
+        plans, lines = choose_convolutions(config, self.device, quiet=quiet)
+        self.notes += lines
+        self.state: State = build_state(config, self.device, plans)
         self.validation = Validation(held_out, config.data, self.state.model, self.device) if held_out else None
         self.step = 0
         self.table: dict[str, dict[str, float]] | None = None  # last validation, by modes

@@ -34,16 +34,17 @@ def static_plans(config: Train) -> dict[tuple[str, int], Plans]:
 def plans_of(layer: Layer, groups: int = 1) -> Plans:
     """The static plans of one layer's products."""
     forward, dgrad = problems(layer, groups)
-    return Plans(conv_plan(forward), conv_plan(dgrad), wgrad_plan(layer.node.geometry, _map(layer.x), layer.w))
+    return Plans(conv_plan(forward), conv_plan(dgrad), wgrad_plan(layer.node.geometry, map_of(layer.x), layer.w))
 
 
 def problems(layer: Layer, groups: int = 1) -> tuple[Problem, Problem]:
     """Forward and dgrad of a layer, with one plain source."""
-    geometry, x, y = layer.node.geometry, _map(layer.x), _map(layer.y)
+    geometry, x, y = layer.node.geometry, map_of(layer.x), map_of(layer.y)
     forward = Problem(geometry.forward(), x, y, groups, (layer.x[1],), layer.y[1], True)
     return forward, Problem(geometry.dgrad(), y, x, groups, (layer.y[1],), layer.x[1], True)
 
 
-def _map(shape: tuple[int, int, int, int]) -> Map:
+def map_of(shape: tuple[int, int, int, int]) -> Map:
+    """Of a tensor [N, C, H, W]."""
     n, _, h, w = shape
     return Map(n, h, w)

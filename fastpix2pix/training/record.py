@@ -39,6 +39,7 @@ CHANGEABLE = frozenset(
             "tensorboard",
             "loader",
             "workers",
+            "tune_minutes",
         ),
     )
 )

@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from ..config import Train
+from ..console import Progress
+from ..errors import EnvironmentFailed
+from .convolution import Plans
 from .graph import eager_reasons, use_graph
 from .state import State
 
 
-def build_state(config: Train, device: torch.device) -> State:
-    """The state of a new run with the step that `config` asks for: "modules" or "explicit"."""
+def build_state(config: Train, device: torch.device, plans: Mapping[tuple[str, int], Plans] | None = None) -> State:
+    """The state of a new run with the step that `config` asks for: "modules" or "explicit".
+
+    plans: of the explicit step's convolutions, as choose_convolutions finds them; default: the library's, or the
+    static plans where convolutions = own.
+    """
     use_graph(config, device)  # refuses what cannot be done before anything is built
     if resolve_step(config) == "explicit":
         from .explicit_step import ExplicitStep
+        from .plans import static_plans
         from .stages import How
 
-        return ExplicitStep(config, device, How(impl=config.impl))
+        if plans is None:
+            plans = static_plans(config) if config.convolutions == "own" else {}
+        return ExplicitStep(config, device, How(plans, config.impl))
     from .module_step import ModuleStep
 
     return ModuleStep(config, device)
+
+
+def choose_convolutions(
+    config: Train, device: torch.device, *, quiet: bool = False
+) -> tuple[Mapping[tuple[str, int], Plans] | None, list[str]]:
+    """(plans for build_state, what to say of them). convolutions = auto on a GPU: as measured there, now or earlier."""
+    if resolve_step(config) != "explicit":
+        return None, []
+    if config.convolutions != "auto":
+        return None, [f"convolutions: {config.convolutions}, as asked for"]
+    if device.type != "cuda" or config.impl == "reference":
+        return None, ["convolutions: the library's"]
+    from .tune import cached, tune
+
+    found = cached(config, device)
+    if (found is None or not found.complete) and config.tune_minutes:
+        with Progress("tune", quiet=quiet) as progress:
+            try:
+                found = tune(config, device, config.tune_minutes, count=progress.count, say=progress.say)
+            except EnvironmentFailed as error:  # training can do without
+                return None, [f"convolutions: the library's ({error})"]
+    if found is None:
+        return None, ["convolutions: the library's; nothing was measured (fastpix2pix tune, or raise tune_minutes)"]
+    return found.plans, [found.summary()]
 
 
 def describe_step(config: Train, device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""What was measured, kept per machine, versions and kernel source: anything that could change a time changes the key."""
+"""What was measured, kept per machine, versions and kernel source: what could change a time changes the key."""
 
 from __future__ import annotations
 

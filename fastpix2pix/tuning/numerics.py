@@ -6,7 +6,7 @@ The two-error rule: a result may be twice as wrong as plain torch in the same ty
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -55,7 +55,14 @@ def exact_fp32() -> Iterator[None]:
 
 
 def forward_error(
-    sources: Sequence[Source], w: Tensor, geometry: Geometry, size: Map, groups: int, statistics: bool, plan: ConvPlan
+    sources: Sequence[Source],
+    w: Tensor,
+    geometry: Geometry,
+    size: Map,
+    groups: int,
+    statistics: bool,
+    plan: ConvPlan,
+    impl: str = "triton",
 ) -> str:
     """Why a forward plan may not be used; "" where it may."""
     rows = size.images * geometry.output(size.height) * geometry.output(size.width)
@@ -75,11 +82,18 @@ def forward_error(
         mean, m2 = of_tiles(product.tiles, rows // groups)
         return {"y": y, "sum of means": mean, "sum of squares": m2}
 
-    return _error(compute, w.dtype)
+    return _error(compute, w.dtype, impl)
 
 
 def dgrad_error(
-    g: Tensor, w: Tensor, geometry: Geometry, size: Map, norm: Norm | None, groups: int, plan: ConvPlan
+    g: Tensor,
+    w: Tensor,
+    geometry: Geometry,
+    size: Map,
+    norm: Norm | None,
+    groups: int,
+    plan: ConvPlan,
+    impl: str = "triton",
 ) -> str:
     """Why a dgrad plan may not be used; "" where it may."""
     channels = geometry.dgrad().channels(tuple(w.shape))[1]
@@ -93,11 +107,17 @@ def dgrad_error(
         ).sums  # fmt: skip
         return {"dx": dx} if sums is None else {"dx": dx, "sum of dz": sums.dz.sum(1), "sum of dzx": sums.dzx.sum(1)}
 
-    return _error(compute, w.dtype)
+    return _error(compute, w.dtype, impl)
 
 
 def wgrad_error(
-    sources: Sequence[Source], g: Tensor, dw: Tensor, geometry: Geometry, size: Map, plan: WgradPlan
+    sources: Sequence[Source],
+    g: Tensor,
+    dw: Tensor,
+    geometry: Geometry,
+    size: Map,
+    plan: WgradPlan,
+    impl: str = "triton",
 ) -> str:
     """Why a wgrad plan may not be used; "" where it may. `dw` is only looked at for its shape and strides."""
 
@@ -107,15 +127,17 @@ def wgrad_error(
         conv_wgrad(given, _cast(g, wide), into, geometry, size, plan=plan, impl=impl)
         return {"sum over rows": into}
 
-    return _error(compute, g.dtype)
+    return _error(compute, g.dtype, impl)
 
 
-def _error(compute, dtype: torch.dtype) -> str:  # type: ignore[no-untyped-def]
+def _error(compute: Callable[[str, torch.dtype | None], Found], dtype: torch.dtype, impl: str) -> str:
     with exact_fp32():
         exact = compute("reference", torch.float64 if dtype == torch.float32 else torch.float32)
-        same, fast = compute("reference", None), compute("triton", None)
+        same, fast = compute("reference", None), compute(impl, None)
     shares = {name: excess(fast[name], same[name], exact[name], total=name.startswith("sum")) for name in exact}
-    wrong = [f"{name} is off by {share:.3g} times the allowed error" for name, share in shares.items() if not share <= 1]
+    wrong = [
+        f"{name} is off by {share:.3g} times the allowed error" for name, share in shares.items() if not share <= 1
+    ]
     return "; ".join(wrong)
 
 

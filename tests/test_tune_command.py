@@ -1,0 +1,98 @@
+"""`fastpix2pix tune`: refusals, and both of its subjects on Triton's interpreter with next to no time."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastpix2pix import cli
+from fastpix2pix.config import Generator, Modes, train_config
+from fastpix2pix.kernels.conv_plan import conv_candidates, conv_plan
+from fastpix2pix.model import build_generator
+from fastpix2pix.model.weights import save_network
+from fastpix2pix.runtime.triton_engine import TritonEngine
+from fastpix2pix.runtime.triton_tuning import describe, product_error, tune_engine
+from fastpix2pix.training.plans import layers_of, problems
+from fastpix2pix.tuning.cache import PlanCache
+from fastpix2pix.tuning.products import keep_plans, measured_choice
+
+TINY = ["--crop-size=32", "--depth=5", "--ngf=4", "--ndf=4", "--n-layers=1", "--device=cpu"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "g.safetensors"
+    save_network(path, build_generator(Generator(depth=5, ngf=4)), direction="BtoA", size=32)
+    return path
+
+
+def test_without_triton_on_this_device_it_says_why(tmp_path):
+    """Of its own process: the suite's runs the interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "fastpix2pix.cli", "tune", *TINY]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert found.returncode == 3
+    assert "own kernels cannot run here" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_training_step_with_no_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FASTPIX2PIX_CACHE", str(tmp_path))
+    assert cli.main(["tune", *TINY, "--minutes=0", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["complete"] is False
+    assert "time was up" in err
+    assert len(list((tmp_path / "plans").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [("--size=33", "multiple of 32"), ("--model=/nowhere.pth", "no such file")]
+)
+def test_bad_input(model, option, text, capsys):
+    assert cli.main(["tune", f"--model={model}", *TINY, option]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_generator_is_tuned_and_its_products_are_found_again(tmp_path):
+    """The whole way with plain kernels."""
+    net, cache = build_generator(Generator(depth=5, ngf=4)).eval(), PlanCache(CPU, tmp_path)
+    found = tune_engine(net, Modes("running"), CPU, "fp32", 1, (32, 64), 5, impl="reference", cache=cache)
+    assert found["complete"]
+    assert len(found["products"]) == 10
+    assert all(isinstance(ms, float) for product in found["products"] for ms in product["ms"].values())
+    assert "with static plans" in describe(found)[-1]
+    choose = measured_choice(PlanCache(CPU, tmp_path), "fp32")
+    met = []
+    engine = TritonEngine(
+        net, Modes("running"), CPU, "fp32", impl="reference", choose=lambda p: met.append(p) or choose(p)
+    )
+    engine.translate(torch.zeros(1, 3, 32, 64))
+    chosen = {product["problem"]: product["plan"] for product in found["products"]}
+    assert {str(p): ".".join(map(str, choose(p))) for p in met} == chosen
+
+
+def test_what_was_not_measured_is_static(tmp_path):
+    layer, groups = next(iter(layers_of(train_config(batch=2))))
+    problem, other = problems(layer, groups)
+    cache = PlanCache(CPU, tmp_path)
+    last = conv_candidates(problem)[-1]
+    keep_plans(cache, "bf16", {problem: last})
+    assert measured_choice(cache, "bf16")(problem) == last
+    assert measured_choice(cache, "bf16")(other) == conv_plan(other)
+    assert measured_choice(cache, "fp16")(problem) == conv_plan(problem)
+
+
+def test_product_errors_are_none_for_right_kernels():
+    """Every product of a tiny generator, by Triton, with its static plan."""
+    met = []
+    net = build_generator(Generator(depth=5, ngf=4)).eval()
+    engine = TritonEngine(
+        net, Modes("image"), CPU, "fp32", impl="reference", choose=lambda p: met.append(p) or conv_plan(p)
+    )
+    engine.translate(torch.zeros(1, 3, 32, 32))
+    for problem in met[1:9:3]:
+        assert product_error(problem, conv_plan(problem), torch.float32, CPU) == ""

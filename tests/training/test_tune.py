@@ -1,0 +1,129 @@
+"""Measured choice of convolutions: the whole way with plain kernels, single sites with Triton's."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fastpix2pix.config import train_config
+from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.training import tune as tuning
+from fastpix2pix.training.plan_sites import sites_of
+from fastpix2pix.training.plans import static_plans
+from fastpix2pix.training.step import build_state, choose_convolutions
+from fastpix2pix.training.tune import Tuned, cached, tune
+from fastpix2pix.tuning.cache import PlanCache
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+OPTIONS = {
+    **{"depth": 5, "ngf": 4, "ndf": 4, "n_layers": 1, "crop_size": 32, "batch": 1},
+    **{"step": "explicit", "graph": "off", "precision": "fp32"},
+}
+
+
+@pytest.fixture
+def config():
+    return train_config(**OPTIONS)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return PlanCache(DEVICE, tmp_path / "plans")
+
+
+def test_everything_is_measured_kept_and_found_again(config, cache):
+    counted = []
+    found = tune(
+        config, DEVICE, 5, impl="reference", cache=cache, count=lambda done, total: counted.append((done, total))
+    )
+    assert found.complete
+    assert counted[-1][0] == counted[-1][1] == len(found.times)
+    assert all(isinstance(t, float) for t in found.times.values()), found.times
+    assert set(found.steps) == {"library", "static", "searched"}
+    assert found.steps[found.winner] == min(found.steps.values())
+    assert set(found.plans) == set(static_plans(config))
+    assert cached(config, DEVICE, cache) == found
+    assert found.summary().startswith(f"convolutions: {found.winner}, ")
+    assert len(found.table()) == 3 * len(found.plans)
+
+
+def test_a_second_call_goes_on_where_the_first_ended(config, cache, monkeypatch):
+    first = tune(config, DEVICE, 0, impl="reference", cache=cache)
+    assert not first.complete
+    assert first.times == {}
+    assert first.plans == {}
+    assert "too little" in first.summary()
+    measured = []
+    real = tuning.device_ms
+    monkeypatch.setattr(tuning, "device_ms", lambda run, device: measured.append(run) or real(run, device))
+    second = tune(config, DEVICE, 5, impl="reference", cache=cache)
+    assert len(measured) == len(second.times)
+    assert tune(config, DEVICE, 5, impl="reference", cache=cache).times == second.times
+    assert len(measured) == len(second.times)  # nothing was left
+    tune(config, DEVICE, 5, impl="reference", cache=cache, afresh=True)
+    assert len(measured) == 2 * len(second.times)
+
+
+def test_another_batch_is_another_subject(config, cache):
+    tune(config, DEVICE, 0, impl="reference", cache=cache)
+    assert cached(config, DEVICE, cache) is not None
+    assert cached(dataclasses.replace(config, batch=2), DEVICE, cache) is None
+    assert cached(dataclasses.replace(config, epochs=7), DEVICE, cache) is not None
+
+
+def test_a_plan_that_fails_is_not_timed(config, cache, monkeypatch):
+    monkeypatch.setattr(tuning, "_error", lambda site, trial: "y is off by 3 times the allowed error")
+    found = tune(config, DEVICE, 5, impl="reference", cache=cache)
+    failed = [name for name, t in found.times.items() if isinstance(t, str)]
+    assert all(("library" in name) == (name not in failed) for name in found.times)
+    assert all(not any(plans) for plans in found.plans.values()) or found.winner == "static"
+
+
+SITES = [
+    ("down.1.conv.weight", 1, "dgrad"), ("up.3.conv.weight", 1, "forward"), ("up.3.conv.weight", 1, "wgrad"),
+    ("blocks.1.conv.weight", 2, "forward"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda s: f"{s[0]} {s[2]}")
+def test_candidates_are_right_and_timed(config, site):
+    """Every form of a product where it stands, by Triton."""
+    weight, images, product = site
+    sites = {s.key: s for s in sites_of(config, DEVICE, "fp32", "triton").sites}
+    here = sites[weight, images]
+    trials = [t for t in tuning._trials(here) if t.product == product]
+    assert trials[0].plan is None
+    assert len({t.name for t in trials}) == len(trials)
+    with torch.no_grad():
+        for trial in [trials[0], trials[-1]]:
+            assert isinstance(tuning._measured(here, trial, DEVICE), float), trial
+
+
+def test_the_librarys_plans_train_as_the_state_without_plans(config):
+    """Plans given are what runs."""
+    own = build_state(dataclasses.replace(config, convolutions="own"), DEVICE)
+    assert own.how.plans == static_plans(config)
+    assert build_state(config, DEVICE).how.plans == {}
+
+
+def test_choice_on_a_cpu_is_the_library(config):
+    if DEVICE.type == "cuda":
+        pytest.skip("would measure")
+    assert choose_convolutions(config, DEVICE) == (None, ["convolutions: the library's"])
+    own = dataclasses.replace(config, convolutions="own")
+    assert choose_convolutions(own, DEVICE) == (None, ["convolutions: own, as asked for"])
+    assert choose_convolutions(train_config(), DEVICE) == (None, [])
+
+
+def test_refusals(config, cache, monkeypatch):
+    with pytest.raises(InputError, match="convolutions = own: chooses"):
+        train_config(convolutions="own")
+    monkeypatch.setattr(tuning, "environment_reasons", lambda kind: ["triton is not installed"])
+    with pytest.raises(EnvironmentFailed, match="triton is not installed"):
+        tune(config, DEVICE, 1, cache=cache)
+
+
+def test_records_survive_json(config):
+    plans = static_plans(config)
+    tuned = Tuned(plans, {"a": 1.0, "b": "failed"}, {"library": 2.0}, "library", False)
+    assert Tuned.from_dict(tuned.as_dict()) == tuned

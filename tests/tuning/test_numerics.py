@@ -1,0 +1,67 @@
+"""A right plan passes, a wrong kernel does not."""
+
+import pytest
+import torch
+
+from fastpix2pix.kernels import conv_kernel
+from fastpix2pix.kernels import conv_wgrad as wgrad_file
+from fastpix2pix.kernels._triton import jit, tl
+from fastpix2pix.kernels.conv import Norm
+from fastpix2pix.kernels.conv_plan import ConvPlan
+from fastpix2pix.kernels.geometry import Geometry, Map, Source
+from fastpix2pix.kernels.rows import Statistics
+from fastpix2pix.kernels.wgrad_plan import WgradPlan
+from fastpix2pix.tuning.numerics import dgrad_error, excess, forward_error, wgrad_error
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DOWN, SIZE = Geometry(4, 2, 1), Map(2, 6, 6)
+WHOLE, SPLIT = ConvPlan(16, 16, 16, 1, 1, 1, 2), ConvPlan(16, 16, 16, 2, 1, 1, 2)
+WGRAD = WgradPlan(16, 16, 16, 1, 1, 2)
+
+
+def rand(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
+
+
+def source() -> Source:
+    return Source(rand(SIZE.rows, 16), "leaky", 1 + 0.1 * rand(2, 16), rand(2, 16))
+
+
+def kernel() -> torch.Tensor:
+    return (0.1 * rand(16, 16, 4, 4)).to(memory_format=torch.channels_last)
+
+
+def norm() -> Norm:
+    statistics = Statistics(rand(2, 16), 1 + rand(2, 16).abs())
+    return Norm(rand(SIZE.rows, 16), rand(16), rand(16), statistics, "leaky")
+
+
+@pytest.mark.parametrize("plan", [WHOLE, SPLIT], ids=["whole", "split"])
+def test_right_plans_pass(plan):
+    assert forward_error([source()], kernel(), DOWN, SIZE, 2, True, plan) == ""
+    assert dgrad_error(rand(18, 16), kernel(), DOWN, SIZE, norm(), 2, plan) == ""
+
+
+def test_a_right_wgrad_passes():
+    assert wgrad_error([source()], rand(18, 16), kernel(), DOWN, SIZE, WGRAD) == ""
+
+
+@jit
+def unmasked(h, ok):
+    return h + tl.zeros(h.shape, tl.float32)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="replaces a function that the interpreter calls")
+def test_wrong_borders_are_found(monkeypatch):
+    monkeypatch.setattr(conv_kernel, "_padded", unmasked)
+    assert "y is off" in forward_error([source()], kernel(), DOWN, SIZE, 2, False, WHOLE)
+    monkeypatch.setattr(wgrad_file, "_padded", unmasked)
+    assert "sum over rows is off" in wgrad_error([source()], rand(18, 16), kernel(), DOWN, SIZE, WGRAD)
+
+
+def test_excess():
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert excess(exact, exact, exact) == 0
+    assert excess(exact + 2e-3, exact + 1e-3, exact) == pytest.approx(1, rel=0.01)
+    assert excess(exact + 3e-3, exact + 1e-3, exact) > 1
+    assert not excess(torch.tensor([float("nan"), 2.0]), exact, exact) <= 1
