@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -201,12 +203,27 @@ def graphed_translate(translate: Translate, x: Tensor) -> Translate:
     return replay
 
 
+class _Plain(nn.Module):
+    """`generator_nchw` as a module."""
+
+    def __init__(self, net: Unet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return generator_nchw(self.net, x)
+
+
 def onnx_translate(net: Unet, x: Tensor, provider: str) -> Translate:
     """The plain module in eval mode, exported by torch and run by ONNX Runtime with its defaults; arrays in and out."""
     import onnxruntime
 
-    own = copy.deepcopy(net).cpu().eval()
-    program = torch.onnx.export(own, (x.cpu(),), dynamo=True, verbose=False)
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # speaks of torchvision
+    level, logger.level = logger.level, logging.ERROR
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(_Plain(copy.deepcopy(net).cpu().eval()), (x.cpu(),), dynamo=True, verbose=False)
+    logger.level = level
     assert program is not None
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=[provider])
     name = session.get_inputs()[0].name
