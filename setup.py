@@ -120,7 +120,7 @@ def say(text):
 setup(
     packages=[*PACKAGES, "fastpix2pix.kernels"],
     package_dir={"fastpix2pix.kernels": "kernels"},
-    package_data={"fastpix2pix": ["*.pyi"]},
+    package_data={"fastpix2pix": ["*.pyi"], "fastpix2pix.streaming": ["*.html"]},
     ext_modules=[Extension("fastpix2pix._native", CORE, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -7,6 +7,7 @@ Names are resolved on first use, so that importing the package is cheap and touc
     g = f2p.load("run")
     picture = g(label)                  # PIL image, uint8 array or float tensor in, the same kind out
     f2p.evaluate("run", "facades")
+    f2p.Stream(g, "in.mp4", "out.mp4").run()  # camera, URL, folder of frames; see `fastpix2pix infer --help`
     f2p.build("run", "model.engine", target="tensorrt-rtx", capabilities="sm80")
 """
 
@@ -19,6 +20,7 @@ _HOME = {
     "CheckFailed": "errors",
     "EnvironmentFailed": "errors",
     "InputError": "errors",
+    "Stream": "streaming.stream",
     "build": "building.build",
     "evaluate": "evaluation",
     "load": "runtime.load",
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .errors import InputError as InputError
     from .evaluation import evaluate as evaluate
     from .runtime.load import load as load
+    from .streaming.stream import Stream as Stream
     from .training.loop import train as train
 
 

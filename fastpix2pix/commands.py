@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from .config import Build, Direction, Infer, Noise, NormStats, Train
+from .config import Build, Direction, Infer, Noise, NormStats, Stream, Train
 from .console import say, show_table, write_json
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .interrupt import Interrupt
+    from .runtime.translator import Translator
 
 _Model = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors file or junyanz .pth")]
 _AnyModel = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors, .pth, .onnx or an engine")]
@@ -84,42 +88,69 @@ class EvalCommand:
 
 @dataclass(frozen=True)
 class InferCommand:
-    """Translate images: fastpix2pix infer MODEL SOURCE... SINK"""
+    """Translate images and videos: fastpix2pix infer MODEL SOURCE... SINK
+
+    Sources: image, video, folder of images, quoted glob, /dev/video0, rtsp:// http:// udp:// ..., - (stdin). Sinks:
+    image, video, folder, rtmp:// rtsp:// udp:// ..., - (raw frames on stdout), null: (for measuring). The result has
+    the source's size, whatever it is, unless --fit says otherwise. Ctrl-C leaves a file that plays.
+    """
 
     model: _AnyModel
     paths: Annotated[
         Positional[tuple[str, ...]],
-        arg(metavar="SOURCE... SINK", help="images, folders or quoted globs; last, the file or folder for the result"),
+        arg(metavar="SOURCE... SINK", help="images, videos, cameras, URLs, -; last, where the result goes"),
     ]
-    translation: OmitArgPrefixes[Infer] = field(default_factory=Infer)  # of images
+    translation: OmitArgPrefixes[Infer] = field(default_factory=Infer)  # of images and videos
+    streaming: OmitArgPrefixes[Stream] = field(default_factory=Stream)  # of videos
 
     def __call__(self) -> int:
-        from .console import Progress
-        from .interrupt import Interrupt
-        from .runtime.load import load
-        from .runtime.translate import translate_files
+        from .streaming.address import is_video
 
         if len(self.paths) < 2:
             raise InputError("infer takes MODEL SOURCE... SINK: at least one source and, last, a file or folder")
-        o = self.translation
+        sources, sink = list(self.paths[:-1]), self.paths[-1]
+        return self._videos(sources, sink) if is_video(sources, sink) else self._images(sources, sink)
+
+    def _images(self, sources: list[str], sink: str) -> int:
+        from .console import Progress
+        from .interrupt import Interrupt
+        from .runtime.translate import translate_files
+
         with ExitStack() as opened:
-            g = load(
-                self._model(opened),
-                o.backend,
-                norm_stats=o.norm_stats,
-                noise=o.noise,
-                seed=o.seed,
-                device=o.device,
-                precision=o.precision,
-            )
-            modes = (f"{name} {getattr(g.modes, name)} ({why})" for name, why in g.modes_source.items())
-            say(f"modes: {', '.join(modes)}")
-            stop, progress = opened.enter_context(Interrupt()), opened.enter_context(Progress("infer"))
-            summary = translate_files(g, list(self.paths[:-1]), self.paths[-1], o, progress.count, stop)
-        say(f"{summary.count} images in {summary.seconds:.1f} s -> {self.paths[-1]}")
+            stop = opened.enter_context(Interrupt())
+            g, progress = self._load(opened, stop), opened.enter_context(Progress("infer"))
+            summary = translate_files(g, sources, sink, self.translation, progress.count, stop)
+        say(f"{summary.count} images in {summary.seconds:.1f} s -> {sink}")
         return 0 if stop.signal is None else 128 + stop.signal
 
-    def _model(self, opened: ExitStack) -> Path:
+    def _videos(self, sources: list[str], sink: str) -> int:
+        from .console import Progress
+        from .interrupt import Interrupt
+        from .streaming.stream import plan, translate
+
+        pairs = plan(sources, sink, self.translation, self.streaming)
+        with ExitStack() as opened:
+            stop = opened.enter_context(Interrupt())
+            g, progress = self._load(opened, stop), opened.enter_context(Progress("infer"))
+            done = translate(
+                g, pairs, self.streaming, self.translation.batch, stop=stop, progress=progress.count, say=progress.say
+            )
+        for report in done.streams:
+            say(report.line())
+        write_json(self.streaming.stats, done.as_dict())
+        return 0 if stop.signal is None else 128 + stop.signal
+
+    def _load(self, opened: ExitStack, stop: Interrupt) -> Translator:
+        """The model in its modes, which are said."""
+        from .runtime.load import load
+
+        o = self.translation
+        modes = {name: getattr(o, name) for name in ("norm_stats", "noise", "seed", "device", "precision")}
+        g = load(self._model(opened, stop), o.backend, **modes)
+        say(f"modes: {', '.join(f'{name} {getattr(g.modes, name)} ({why})' for name, why in g.modes_source.items())}")
+        return g
+
+    def _model(self, opened: ExitStack, stop: Interrupt) -> Path:
         """MODEL, or the engine built from it where the backend runs engines."""
         from .runtime.plan import SUFFIXES
         from .runtime.tensorrt_library import TARGETS
@@ -132,7 +163,8 @@ class InferCommand:
 
         cache = EngineCache(limit=int(o.cache_gib * 2**30)) if o.cache else None
         options = {name: getattr(o, name) for name in ("precision", "norm_stats", "noise", "seed", "device")}
-        return opened.enter_context(engine_for(self.model, o.backend, cache=cache, batch=o.batch, say=say, **options))
+        made = engine_for(self.model, o.backend, cache=cache, batch=o.batch, say=say, stop=stop, **options)
+        return opened.enter_context(made)
 
 
 @dataclass(frozen=True)
@@ -153,6 +185,7 @@ class BuildCommand:
 
     def __call__(self) -> int:
         from .building.build import build
+        from .building.tensorrt import precisions
         from .console import Progress
         from .interrupt import Interrupt
 
@@ -167,7 +200,7 @@ class BuildCommand:
                 return 128 + stop.signal
         rows = {i.name: {"max": i.max, "mean": i.mean, "psnr": i.psnr, "ssim": i.ssim} for i in built.parity.images}
         show_table("of 255", rows)
-        for kind, found in built.layers.items():
+        for kind, found in precisions(built.layers).items():
             say(f"{kind}: {', '.join(f'{count} {precision}' for precision, count in found.items())}")
         if built.latency:
             say(f"latency: {built.latency['ms']:.3f} ms for a batch of {built.latency['batch']}, median")
@@ -273,6 +306,45 @@ class DemoCommand:
 
 
 @dataclass(frozen=True)
+class TuneCommand:
+    """Choose kernels for this GPU by measurement, of a training step or of a model's inference; later runs find it."""
+
+    model: Path | None = None  # measure inference of this model; default: a step of training with the options below
+    size: int | None = None  # with --model: pixels a side; default: the model's record, else 256
+    minutes: float = 10.0  # wall time, about; what is left is measured by the next call
+    afresh: bool = False  # measure everything again
+    training: OmitArgPrefixes[Train] = field(default_factory=Train)  # batch, crop, networks, precision, device count
+    json: _JsonFile = None  # file for everything that was measured; - is stdout
+
+    def __call__(self) -> int:
+        from .console import Progress
+        from .device import resolve_device
+
+        device = resolve_device(self.training.device)
+        with Progress("tune") as progress:
+            if self.model is None:
+                from .training.tune import tune
+
+                config = replace(self.training, step="explicit")
+                found = tune(config, device, self.minutes, afresh=self.afresh, count=progress.count, say=progress.say)
+                lines, content = [*found.table(), found.summary()], found.as_dict()
+            else:
+                from .runtime.triton_tuning import describe, tune_model
+
+                content = tune_model(
+                    self.model, device, self.training.precision, self.training.batch, self.size, self.minutes,
+                    count=progress.count,
+                )  # fmt: skip
+                lines = describe(content)
+        for line in lines:
+            say(line)
+        if not content["complete"]:
+            say("time was up before everything was measured: call tune again to go on")
+        write_json(self.json, content)
+        return 0
+
+
+@dataclass(frozen=True)
 class DoctorCommand:
     """Say what is installed, what is usable and what to do about the rest."""
 
@@ -313,5 +385,6 @@ Command = (
     | Annotated[BuildCommand, subcommand("build")]
     | Annotated[ConvertCommand, subcommand("convert")]
     | Annotated[DataCommands, subcommand("data")]
+    | Annotated[TuneCommand, subcommand("tune")]
     | Annotated[DoctorCommand, subcommand("doctor")]
 )

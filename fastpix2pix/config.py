@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -16,8 +17,10 @@ Norm = Literal["batch", "instance", "none"]
 NormStats = Literal["image", "running"]
 Noise = Literal["off", "fixed", "random"]
 Direction = Literal["AtoB", "BtoA"]
+Fit = Literal["pad", "resize", "crop", "tile"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Target = Literal["onnx", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["auto", "torch", "triton", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -148,6 +151,8 @@ class Train:
     step: Literal["auto", "modules", "explicit"] = "auto"  # modules and autograd, or explicit passes around own kernels
     impl: Literal["auto", "reference", "triton"] = "auto"  # of the explicit step's kernels: Triton, or plain torch
     graph: Literal["auto", "on", "off"] = "auto"  # the explicit step as one CUDA graph; auto: where that can be done
+    convolutions: Literal["auto", "library", "own"] = "auto"  # of the explicit step: cuDNN, own kernels, or as measured
+    tune_minutes: float = 2.0  # wall time that convolutions = auto may measure a GPU for, once; 0: only what is known
     seed: int = 0  # of weights, dropout, order and jitter
     deterministic: bool = False  # ask torch for deterministic algorithms (slower on a GPU; the CPU always is)
     max_steps: int = 0  # stop after this many steps; 0 = no limit
@@ -167,7 +172,7 @@ class Train:
         _check_seed(self.seed)
         for name in ("batch", "epochs", "log_steps", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("lambda_l1", "pool", "max_steps", "max_minutes", "validate_epochs", "checkpoint_steps"):
+        for name in ("lambda_l1", "pool", "max_steps", "max_minutes", "validate_epochs", "checkpoint_steps", "tune_minutes"):
             _check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}: must not be negative")
         for name in ("lr", "checkpoint_minutes"):
             _check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
@@ -184,6 +189,10 @@ class Train:
         _check(
             self.impl == "auto" or self.step == "explicit",
             f"impl = {self.impl}: chooses the kernels of step = explicit; step is {self.step}",
+        )
+        _check(
+            self.convolutions == "auto" or self.step == "explicit",
+            f"convolutions = {self.convolutions}: chooses who computes those of step = explicit; step is {self.step}",
         )
         _check(
             self.data.crop_size % self.generator.multiple == 0,
@@ -216,20 +225,20 @@ class Train:
 
 @dataclass(frozen=True)
 class Infer:
-    """Translate images."""
+    """Translate images and videos."""
 
     norm_stats: NormStats | None = None  # image or running statistics; default: the model's record, else image
     noise: Noise | None = None  # dropout off, fixed or random; default: the model's record, else off
     seed: int = 0  # of the noise
-    backend: Literal["auto", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"] = "auto"  # what runs the generator
+    backend: Backend = "auto"  # what runs the generator; triton: this project's kernels, on request until measured
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
-    batch: int = 1  # images of equal size translated together
+    batch: int = 1  # images of equal size, or pictures of several videos, translated together
     cache: bool = True  # keep the engines that backend = tensorrt or tensorrt-rtx builds from a model
     cache_gib: float = 4.0  # GiB of engines kept; the least used go first
     direction: Direction | None = None  # the sources are A|B pairs: take the left (AtoB) or right (BtoA) half as input
     side_by_side: bool = False  # write input | output into one picture
-    suffix: str = "png"  # file type in a folder sink: png, jpg, webp, bmp, tiff
+    suffix: str | None = None  # file type in a folder sink: png (images), mp4 (videos), or a video's frames as png
     overwrite: bool = False  # replace outputs that exist
 
     def __post_init__(self) -> None:
@@ -237,6 +246,74 @@ class Infer:
         _check(self.batch >= 1, f"batch = {self.batch}: must be at least 1")
         _check(self.cache_gib > 0, f"cache_gib = {self.cache_gib}: must be positive")
         _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Frames without a container: what --raw says of them."""
+
+    pixels: str  # FFmpeg's name of the pixel format
+    width: int
+    height: int
+    rate: float  # frames per second
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Translate video."""
+
+    fit: Fit = "pad"  # pad: the source's own size; resize: to --size; crop: centre, to --size; tile: in squares
+    size: str | None = None  # height x width, as 256 or 256x512; default of resize and crop: the size trained on
+    tile: int = 512  # side of the squares of fit = tile, pixels; they overlap by a quarter
+    live: bool = False  # real time: never behind the source, late frames are dropped; files play at their own speed
+    fps: float | None = None  # frames per second of a folder of images read as a video; default 25
+    raw: str | None = None  # what stdin (-) brings without a container: rgb24:1280x720@30 (pixels:width x height@fps)
+    stream: int | None = None  # number of the video stream, as ffprobe counts; default: FFmpeg's best
+    audio: Literal["all", "none"] = "all"  # copy all sound of one source into a file or URL, or none
+    codec: str = "auto"  # encoder: libx264 (GPL), libsvtav1, libvpx-vp9, ...; auto: libx264, of .webm libvpx-vp9
+    quality: int | None = None  # constant rate factor, lower is better; default: 20 of libx264, 32 of free codecs
+    pixel_format: str | None = None  # of what is written; default: yuv420p, rgb24 for raw frames on stdout
+    hwaccel: Literal["auto", "cuda", "none"] = "auto"  # decode with NVDEC; auto: where the model runs on a GPU
+    preview: int | None = None  # port of a page on 127.0.0.1 that shows input | output live; 0: any that is free
+    steady: float = 0.0  # smoothing in time where the input stands still: share kept of the last output, below 1
+    timeout: float = 10.0  # seconds that a network source may be silent before it is opened again
+    reconnects: int = 5  # times that a network source is opened again
+    max_frames: int = 0  # stop after this many frames of every source; 0 = no limit
+    stats: str | None = None  # file for the figures of the run as JSON
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("tile", "fps", "timeout"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"{name} = {value}: must be positive")
+        for name in ("stream", "quality", "reconnects", "max_frames"):
+            value = getattr(self, name)
+            _check(value is None or value >= 0, f"{name} = {value}: must not be negative")
+        _check(0 <= self.steady < 1, f"steady = {self.steady}: must be in [0, 1)")
+        _check(self.preview is None or 0 <= self.preview < 2**16, f"preview = {self.preview}: a port is 0 to 65535")
+        _ = self.sides, self.raw_format
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """(height, width) of --size."""
+        if self.size is None:
+            return None
+        sides = _numbers("size", str(self.size).split("x"), str(self.size))
+        _check(len(sides) in (1, 2), f"size = {self.size}: allowed are 256 and 256x512 (height x width)")
+        return sides[0], sides[-1]
+
+    @property
+    def raw_format(self) -> Raw | None:
+        """--raw, read."""
+        if self.raw is None:
+            return None
+        found = re.fullmatch(r"([a-z0-9]+):([1-9]\d*)x([1-9]\d*)@(\d+(?:\.\d+)?)", self.raw)
+        _check(
+            found is not None and float(found[4]) > 0,
+            f"raw = {self.raw}: allowed is pixels:width x height@fps, as in rgb24:1280x720@30",
+        )
+        assert found is not None
+        return Raw(found[1], int(found[2]), int(found[3]), float(found[4]))
 
 
 @dataclass(frozen=True)
@@ -336,6 +413,11 @@ def train_config(**options: Any) -> Train:
     """
     parts = _by_owner(options, Train, Generator, Data)
     return Train(generator=Generator(**parts[Generator]), data=Data(**parts[Data]), **parts[Train])
+
+
+def stream_config(**options: Any) -> Stream:
+    """A Stream from its fields by name; an unknown one raises InputError with the nearest known."""
+    return Stream(**_by_owner(options, Stream)[Stream])
 
 
 def build_config(**options: Any) -> Build:

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastpix2pix"
 HEAVY = (
-    *("torch", "numpy", "PIL", "triton", "nvidia", "torchmetrics", "tensorboard", "matplotlib"),
+    *("torch", "numpy", "PIL", "av", "triton", "nvidia", "torchmetrics", "tensorboard", "matplotlib"),
     *("onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"),
 )
 # each may import those to its right, never to its left
@@ -18,11 +18,13 @@ LAYERS = [
     {"commands"},
     {"demo", "doctor"},
     {"training", "building"},
+    {"streaming"},
     {"evaluation"},
     {"runtime"},
     {"data", "model"},
     {"console"},
-    {"device", "files", "interrupt", "kernels"},
+    {"tuning"},
+    {"device", "files", "interrupt", "kernels", "_native"},
     {"config"},
     {"errors"},
 ]

@@ -41,7 +41,7 @@ def plan(sources: str | Path | Sequence[str | Path], sink: str | Path, options: 
             raise InputError(f"{len(images)} source images and the file {sink} as sink: several need a folder as sink")
         jobs = [Job(images[0], Path(sink))]
     else:
-        suffix = "." + options.suffix.lower().removeprefix(".")
+        suffix = "." + (options.suffix or "png").lower().removeprefix(".")
         if suffix not in _WRITABLE:
             raise InputError(f"suffix = {options.suffix!r}: allowed are {_WRITABLE_SUFFIXES}")
         jobs = [Job(image, Path(sink) / (image.stem + suffix)) for image in images]

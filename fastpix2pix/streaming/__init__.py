@@ -1,0 +1,1 @@
+"""Video: decode, translate through the frame runtime, encode; files, cameras, networks, pipes."""

@@ -1,0 +1,167 @@
+"""A video file or network stream being written: pictures encoded, sound copied, playable whenever it is cut off."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import av
+import av.error
+from av.codec import Codec
+
+from ..config import Stream
+from ..errors import EnvironmentFailed, InputError
+from ..files import make_folder
+from .address import is_url, shown
+from .picture import NATIVE, Media, Planes, new_frame, planes_of
+
+# rate factor, and options for files; those for --live come on top
+_CODECS: dict[str, tuple[int, dict[str, str]]] = {
+    "libx264": (20, {"preset": "veryfast"}),
+    "libx265": (24, {"preset": "veryfast", "x265-params": "log-level=none"}),
+    "libsvtav1": (32, {"preset": "10", "svtav1-params": "log-level=0"}),
+    "libvpx-vp9": (32, {"deadline": "realtime", "cpu-used": "6", "row-mt": "1", "b:v": "0"}),
+}
+_LIVE = {"libx264": {"tune": "zerolatency"}, "libx265": {"tune": "zerolatency"}, "libsvtav1": {"preset": "12"}}
+# An mp4 in pieces of a second that becomes an ordinary one at the end; flushed, so that a kill leaves a playable file.
+# delay_moov keeps the timestamps of encoders that reorder pictures.
+_PIECES = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
+_IN_PIECES = {".mp4", ".mov", ".m4v"}
+_FORMATS = {"rtmp": "flv", "rtmps": "flv", "rtsp": "rtsp", "rtsps": "rtsp", "rtp": "rtp_mpegts"}  # others: mpegts
+_KEYFRAME_SECONDS = 2
+
+
+class Encoder:
+    """`open`, then for every picture fill `target` and `write` it; `close` flushes and writes the trailer."""
+
+    def __init__(self, address: str, options: Stream) -> None:
+        self.name, self._address, self._options = shown(address), address, options
+        suffix = Path(address).suffix.lower()
+        self.codec = options.codec if options.codec != "auto" else "libvpx-vp9" if suffix == ".webm" else "libx264"
+        self._format = options.pixel_format or "yuv420p"
+        self._check()
+        # others are converted by FFmpeg from what the runtime gives
+        self.pixels = NATIVE.get(self._format, "rgb")
+        self.even = any(word in self._format for word in ("420", "nv12", "422"))
+        self.written = 0
+        self._container: Any = None
+
+    def _check(self) -> None:
+        try:
+            codec = Codec(self.codec, "w")
+        except ValueError:
+            raise InputError(
+                f"codec = {self.codec}: PyAV's FFmpeg has no such encoder; there are {', '.join(_CODECS)} and others"
+            ) from None
+        takes = [format_.name for format_ in codec.video_formats or ()]
+        if codec.type != "video" or (takes and self._format not in takes):
+            raise InputError(f"pixel_format = {self._format}: {self.codec} takes {', '.join(takes) or 'no pictures'}")
+
+    def open(self, media: Media) -> None:
+        """Write the header. Raises InputError for what the container does not take, EnvironmentFailed for the disk."""
+        url = is_url(self._address)
+        pieces = Path(self._address).suffix.lower() in _IN_PIECES
+        if not url:
+            make_folder(Path(self._address).parent)
+        format_ = _FORMATS.get(urlsplit(self._address).scheme, "mpegts") if url else None
+        try:
+            timeout = self._options.timeout if url else None
+            options = _PIECES if pieces and not url else {}
+            self._container = av.open(self._address, "w", format=format_, options=options, timeout=timeout)
+            self._add_streams(media)
+            self._container.start_encoding()
+        except av.error.FFmpegError as error:
+            self._discard()
+            raise self._failed(error) from None
+        except ValueError as error:  # PyAV's own, for an unknown suffix or a codec that does not go into a container
+            self._discard()
+            raise InputError(f"{self.name}: {error}") from None
+        self._media = media
+
+    def _add_streams(self, media: Media) -> None:
+        factor, settings = _CODECS.get(self.codec, (None, {}))
+        if factor is not None:
+            factor = self._options.quality if self._options.quality is not None else factor
+            settings = {"crf": str(factor), **settings}
+        elif self._options.quality is not None:
+            raise InputError(f"quality = {self._options.quality}: is for {', '.join(_CODECS)}")
+        if self._options.live:
+            settings = settings | _LIVE.get(self.codec, {})
+        if self.codec not in self._container.supported_codecs:
+            raise InputError(f"{self.name}: this container does not take {self.codec}; use .mkv, or another --codec")
+        video = self._container.add_stream(self.codec, rate=media.rate, options=settings)
+        video.width, video.height, video.pix_fmt = media.width, media.height, self._format
+        context = video.codec_context
+        context.time_base = media.time_base
+        context.gop_size = max(1, round(_KEYFRAME_SECONDS * media.rate))
+        context.colorspace, context.color_range, context.color_primaries, context.color_trc = media.colour.tags
+        if media.aspect:
+            context.sample_aspect_ratio = media.aspect
+        self._video = video
+        self._sound = {}
+        for stream in media.sound:
+            if stream.codec_context is None or stream.codec_context.name not in self._container.supported_codecs:
+                what = getattr(stream.codec_context, "name", "of an unknown codec")
+                raise InputError(
+                    f"{self.name}: the sound ({what}) cannot be copied into this container; use .mkv, or --audio none"
+                )
+            self._sound[stream.index] = self._container.add_stream_from_template(stream)
+
+    def target(self) -> Planes:
+        """Memory for the next picture: the encoder may still be reading the last one."""
+        self._frame = new_frame(self._media)
+        return planes_of(self._frame)
+
+    def write(self, pts: int, duration: int) -> None:
+        """Encode what is in the target. Raises EnvironmentFailed where the disk or network fails."""
+        frame, tags = self._frame, self._media.colour.tags
+        if self.pixels == "rgb":
+            frame = frame.reformat(format=self._format, dst_colorspace=tags[0], dst_color_range=tags[1])
+            frame.colorspace, frame.color_range = tags[:2]
+        frame.pts, frame.time_base, frame.duration = pts, self._media.time_base, duration
+        self._mux(self._video.encode(frame))
+        self.written += 1
+
+    def sound(self, packet: Any) -> None:
+        """Copy a packet."""
+        if packet.stream.index in self._sound:
+            packet.stream = self._sound[packet.stream.index]
+            self._mux([packet])
+
+    def close(self) -> None:
+        """Flush the encoder and write the trailer; a file without one picture is removed."""
+        if self._container is None:
+            return
+        try:
+            if self.written:
+                self._mux(self._video.encode(None))
+                self._container.close()
+            else:
+                self._discard()
+        except av.error.FFmpegError as error:
+            raise self._failed(error) from None
+        finally:
+            self._container = None
+
+    def _mux(self, packets: list[Any]) -> None:
+        try:
+            for packet in packets:
+                self._container.mux(packet)
+        except av.error.FFmpegError as error:
+            raise self._failed(error) from None
+
+    def _discard(self) -> None:
+        if self._container is not None:
+            with suppress(av.error.FFmpegError, ValueError):
+                self._container.close()
+            if not is_url(self._address):
+                Path(self._address).unlink(missing_ok=True)
+        self._container = None
+
+    def _failed(self, error: av.error.FFmpegError) -> Exception:
+        what = error.strerror or type(error).__name__
+        if isinstance(error, av.error.MuxerNotFoundError | av.error.ArgumentError | av.error.InvalidDataError):
+            return InputError(f"{self.name}: cannot be written with {self.codec}: {what}")
+        return EnvironmentFailed(f"cannot write {self.name}: {what}")

@@ -1,0 +1,81 @@
+"""How a source's picture gets into the network and what of the network's output is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+
+Size = tuple[int, int]  # height, width
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """crop of the frame -> scaled to `place` in the network's input, reflected around it -> `region` is the output."""
+
+    crop: Box  # of the source's frame
+    network: Size
+    place: Box  # where the picture lies in the network's input
+    region: Box  # what of the network's output is shown; the picture, or one row or column more
+
+    @property
+    def output(self) -> Size:
+        """Of the pictures that come out."""
+        return self.region[2:]
+
+
+def fit_into(
+    source: Size,
+    fit: str,  # pad, resize, crop or tile
+    size: Size | None,  # asked for
+    trained: int,  # side of the pictures that the model was trained on
+    multiple: int,  # of pixels, that the network takes
+    even: bool,  # the sink takes even sizes only
+) -> Geometry:
+    """The geometry of a fit.
+
+    - pad, tile: the whole picture at its own size; with `size`, scaled to lie inside it.
+    - resize: the whole picture scaled to `size` (or the training size), whatever its aspect.
+    - crop: the largest centred part of the aspect of `size` (or the training size), scaled to it.
+
+    What is no multiple is then padded by reflection. An odd size for a sink that takes even ones is shown with one row
+    or column of that padding: a network's size is even, so there is one.
+    """
+    height, width = source
+    crop = (0, 0, height, width)
+    if fit in ("pad", "tile"):
+        picture = source if size is None else _inside(source, size)
+    else:
+        picture = size or (trained, trained)
+    if fit == "crop":
+        tall, wide = _inside(picture, source, grow=True)
+        crop = ((height - tall) // 2, (width - wide) // 2, tall, wide)
+    network = (_up(picture[0], multiple), _up(picture[1], multiple))
+    top, left = (network[0] - picture[0]) // 2, (network[1] - picture[1]) // 2
+    shown = tuple(side + (side % 2 if even else 0) for side in picture)
+    return Geometry(crop, network, (top, left, *picture), (top, left, shown[0], shown[1]))
+
+
+def check_fixed(geometry: Geometry, source: Size, described: dict[str, Any]) -> None:
+    """Refuse what an engine of one size does not take, before anything is made."""
+    takes = described.get("size")
+    if takes and tuple(takes) != geometry.network:
+        raise InputError(
+            f"{geometry.network[1]}x{geometry.network[0]} (width x height, padded) from a source of {source[1]}x"
+            f"{source[0]}: this engine takes {takes[1]}x{takes[0]}; use fit = resize or crop, or build one with "
+            f"--size {geometry.network[0]}x{geometry.network[1]}"
+        )
+
+
+def _inside(picture: Size, frame: Size, grow: bool = False) -> Size:
+    """The largest size of a picture's aspect that fits into a frame; not above its own unless `grow`."""
+    scale = min(frame[0] / picture[0], frame[1] / picture[1])
+    if not grow:
+        scale = min(scale, 1.0)
+    return max(1, round(picture[0] * scale)), max(1, round(picture[1] * scale))
+
+
+def _up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple

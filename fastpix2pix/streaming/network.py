@@ -1,0 +1,68 @@
+"""The generator as what the frame runtime calls: numpy in, numpy out, one picture at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import InputError
+from ..runtime.engine import Engine
+from .timing import Timing
+
+_LUMA = (0.299, 0.587, 0.114)  # BT.601, as image files become gray
+Step = Callable[[Tensor, Tensor], Tensor]  # (input, output) -> output, for one picture after the other
+
+
+class Batches:
+    """An engine with the running number of its pictures, which random noise is drawn from."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._count = engine, 0
+
+    def __call__(
+        self,
+        batch: Tensor,  # [N, C, H, W] float32 in [-1, 1], channels-last, on the CPU
+    ) -> Tensor:  # on the CPU
+        output = self._engine.translate(batch.to(self._engine.device), self._count)
+        self._count += len(batch)
+        return output.cpu()
+
+
+class Network:
+    """`network(input, output)` for a frame runtime on the CPU; `translate` and `steps` see [1, C, H, W]."""
+
+    def __init__(
+        self,
+        translate: Callable[[Tensor], Tensor],
+        in_channels: int,
+        steps: Sequence[Step] = (),
+    ) -> None:
+        self.timing = Timing()
+        self._translate, self._gray, self._steps = translate, in_channels == 1, tuple(steps)
+        self._weights = torch.tensor(_LUMA)
+
+    def __call__(
+        self,
+        input: NDArray[np.float32],  # [H, W, 3] in [-1, 1]
+        output: NDArray[np.float32],  # [H, W, 3], written
+    ) -> None:
+        with self.timing(), torch.no_grad():
+            input.setflags(write=True)  # torch warns about memory it must not write; nothing here writes it
+            x = torch.from_numpy(input).permute(2, 0, 1)[None]  # channels-last as it lies
+            if self._gray:
+                x = (x * self._weights[:, None, None]).sum(1, keepdim=True)
+            y = self._translate(x)
+            for step in self._steps:
+                y = step(x, y)
+            torch.from_numpy(output).copy_(y[0].permute(1, 2, 0))  # one channel goes into all three
+
+
+def check_channels(engine: Engine) -> None:
+    """Refuse models whose pictures no video holds."""
+    channels = engine.in_channels, engine.out_channels
+    if not set(channels) <= {1, 3}:
+        raise InputError(f"the model has {channels[0]} and {channels[1]} channels; videos have 1 (gray) or 3")

@@ -1,0 +1,95 @@
+"""One FFmpeg input opened, with every failure said in the project's terms and no password in it."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import av
+import av.error
+from av.codec.hwaccel import HWAccel
+
+from ..config import Stream
+from ..errors import EnvironmentFailed, InputError
+from .address import WHITELIST, Kind, shown
+
+WAITED = (av.error.ExitError, av.error.TimeoutError, av.error.BlockingIOError)  # nothing came within the time limit
+
+_POLL = 2.0  # seconds that a read of a network may take before the question whether to stop is asked
+
+
+class Stopped(Exception):
+    """The person asked to stop before there was anything to finish."""
+
+
+def open_input(
+    address: str, kind: Kind, options: Stream, hardware: bool, stop: Callable[[], bool]
+) -> tuple[Any, bool]:  # the container, and whether it decodes in hardware
+    """Open a file, camera, URL or stdin. Raises InputError, EnvironmentFailed for networks."""
+    if hardware:
+        try:
+            accelerator = HWAccel("cuda", allow_software_fallback=True)
+            return _open(address, kind, options, accelerator, stop), True
+        except (PermissionError, NotImplementedError) as error:  # PyAV's way to say that there is no CUDA
+            if options.hwaccel == "cuda":
+                what = getattr(error, "strerror", None) or error
+                raise EnvironmentFailed(f"hwaccel = cuda: {what}; use hwaccel = auto or none") from None
+    return _open(address, kind, options, None, stop), False
+
+
+def _open(address: str, kind: Kind, options: Stream, hwaccel: HWAccel | None, stop: Callable[[], bool]) -> Any:
+    given: dict[str, Any] = {"hwaccel": hwaccel}
+    file: Any = address
+    if kind == "pipe":
+        file = Pipe(stop)
+        if raw := options.raw_format:
+            given["format"] = "rawvideo"
+            size = f"{raw.width}x{raw.height}"
+            given["options"] = {"video_size": size, "pixel_format": raw.pixels, "framerate": str(raw.rate)}
+    elif kind == "camera":
+        given["format"] = "v4l2"
+    elif kind == "url":
+        given["timeout"] = (options.timeout, _POLL)
+        given["options"] = {"protocol_whitelist": WHITELIST}
+        if address.startswith("rtsp"):
+            given["options"]["rtsp_transport"] = "tcp"
+    try:
+        return av.open(file, **given)
+    except av.error.FFmpegError as error:
+        if hwaccel is not None and isinstance(error, PermissionError | NotImplementedError):
+            raise
+        raise _failure(error, address, kind, options) from None
+
+
+def _failure(error: av.error.FFmpegError, address: str, kind: Kind, options: Stream) -> Exception:
+    what, name = error.strerror or type(error).__name__, shown(address)
+    if kind == "url":
+        if isinstance(error, WAITED):
+            what = f"no answer within {options.timeout:g} s (--timeout)"
+        return EnvironmentFailed(f"{name}: cannot be opened: {what}")
+    if kind == "camera":
+        return InputError(f"{name}: cannot be opened as a V4L2 camera: {what}; ls /dev/video* shows what there is")
+    if kind == "pipe":
+        how = "" if options.raw else "; for raw frames say --raw rgb24:1280x720@30"
+        return InputError(f"stdin: cannot be read as a video: {what}{how}")
+    return InputError(f"{name}: cannot be read as a video: {what}")
+
+
+class Pipe:
+    """stdin as a file that FFmpeg reads, which ends where the command is to stop."""
+
+    name = "stdin"
+
+    def __init__(self, stop: Callable[[], bool], descriptor: int | None = None) -> None:
+        self._stop = stop
+        self._descriptor = sys.stdin.fileno() if descriptor is None else descriptor
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end."""
+        while not self._stop():
+            if select.select([self._descriptor], [], [], 0.2)[0]:
+                return os.read(self._descriptor, size)
+        return b""

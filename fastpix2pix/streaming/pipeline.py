@@ -1,0 +1,301 @@
+"""One source through the frame runtime into one sink: decoding, translating and encoding at the same time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..config import Stream as Options
+from ..console import say
+from ..runtime.engine import Engine
+from ..runtime.native import FrameRuntime, InputSpec, OutputSpec
+from .geometry import Geometry, check_fixed, fit_into
+from .live import Clock
+from .network import Network
+from .opening import Stopped
+from .picture import Media
+from .preview import Pane
+from .sinks import Sink
+from .sources import Sound, Source
+from .timing import Timing
+
+COUNTS = ("in", "out", "dropped", "late", "failed", "broken")
+_SLOTS, _DEPTH = 4, 1  # pictures inside the runtime, offline
+_LIVE_SLOTS = 2  # one in work, one waiting: a queue of 1
+_LONG = 20.0  # seconds of work that are announced
+_BEAT = 0.2  # seconds between two looks at whether to stop
+
+
+@dataclass
+class Report:
+    """What became of one stream."""
+
+    source: str
+    sink: str
+    frames: dict[str, int] = field(default_factory=dict)  # by COUNTS
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)  # p50_ms, p95_ms, p99_ms, max_ms, count
+    seconds: float = 0.0  # from the first picture asked for to the trailer
+    fps: float = 0.0  # pictures out per second of it
+    engine_share: float = 0.0  # of the wall time in which the engine worked
+    overlap: float = 0.0  # sum of the stages' working time over the wall time; 1 where nothing overlaps
+    reconnects: int = 0
+    live: bool = False
+    interrupted: bool = False
+    media: dict[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """For a person."""
+        f = self.frames
+        lost = ", ".join(f"{f[name]} {name}" for name in ("dropped", "late", "failed", "broken") if f[name])
+        spent = ", ".join(f"{name} {self.stages[name]['p50_ms']:.1f} ms" for name in ("decode", "engine", "encode"))
+        total = self.stages["total"]
+        late = f"; latency p50 {total['p50_ms']:.0f}, p95 {total['p95_ms']:.0f}, p99 {total['p99_ms']:.0f} ms"
+        return (
+            f"{self.source} -> {self.sink}: {f['out']} of {f['in']} frames{f' ({lost})' if lost else ''} in "
+            f"{self.seconds:.1f} s, {self.fps:.1f} fps; {spent} a frame, engine busy {100 * self.engine_share:.0f} %"
+            f"{late if self.live else ''}"
+        )
+
+
+class Pipeline:
+    """One stream, in the thread that calls `run` and one of its own; others may look at the counts meanwhile."""
+
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        engine: Engine,
+        network: Network,
+        options: Options,
+        trained: int = 256,  # side of the pictures the model was trained on
+        pane: Pane | None = None,  # of the preview
+    ) -> None:
+        self.source, self.sink = source, sink
+        self._engine, self._network, self._options, self._trained, self._pane = engine, network, options, trained, pane
+        self.done = 0  # pictures written
+        self.expected = 0  # pictures in all; 0 where unknown
+        self.opened = False  # the source gave its first picture
+        self.recent: deque[float] = deque(maxlen=32)  # when the last pictures were written, time.monotonic()
+        self._decode, self._write, self._submit = Timing(), Timing(), Timing()
+        self._failure: BaseException | None = None
+        self._closed_pipe = False
+        self._sounds: deque[Any] = deque()
+        self._inside: dict[int, tuple[int, int, Any]] = {}  # number: pts, duration, frame for the preview
+
+    def run(self, stop: Callable[[], bool]) -> Report:
+        """To the end of the source, or until stop. Raises what source, engine or sink raise."""
+        whole = Timing()
+        try:
+            with whole():
+                self._run(stop)
+        except Stopped:
+            nothing = dict.fromkeys(COUNTS, 0)
+            stages = {name: Timing().as_dict() for name in ("decode", "engine", "encode", "total")}
+            return Report(self.source.name, self.sink.name, nothing, stages, interrupted=True)
+        finally:
+            self.source.close()
+        return self._report(whole.total, stop())
+
+    def _run(self, stop: Callable[[], bool]) -> None:
+        with self._decode():
+            media = self.source.open(stop)
+        self.opened = True
+        self.expected = media.frames or 0
+        if self._options.max_frames:
+            self.expected = min(self.expected or self._options.max_frames, self._options.max_frames)
+        geometry = self._geometry(media)
+        out = self._media_out(media, geometry)
+        self._media = out
+        runtime = self._runtime = self._make_runtime(media, geometry, out)
+        self.sink.open(out)
+        writer = threading.Thread(target=self._guard, args=(self._collect, runtime), daemon=True)
+        try:
+            writer.start()
+            self._guard(self._feed, runtime, media, stop)
+            while writer.is_alive():
+                writer.join(_BEAT)
+        finally:
+            runtime.close()
+            self.sink.close()
+        if self._failure is not None and not self._closed_pipe:
+            raise self._failure
+
+    def _guard(self, work: Callable[..., None], runtime: FrameRuntime, *rest: Any) -> None:
+        """Run one side; where it fails, the first failure is kept and the other side ended."""
+        try:
+            work(runtime, *rest)
+        except BaseException as error:
+            if self._failure is None:
+                self._failure, self._closed_pipe = error, isinstance(error, BrokenPipeError)
+            runtime.close()
+
+    # ---- sizes and formats
+
+    def _geometry(self, media: Media) -> Geometry:
+        o, size = self._options, (media.height, media.width)
+        trained = self._trained
+        fixed = self._engine.describe().get("size")
+        sides = o.sides or (tuple(fixed) if fixed and o.fit in ("resize", "crop") else None)
+        geometry = fit_into(size, o.fit, sides, trained, self._engine.multiple, self.sink.even)
+        check_fixed(geometry, size, self._engine.describe())
+        if geometry.output != geometry.place[2:]:
+            say(f"{self.sink.name}: {geometry.output[1]}x{geometry.output[0]}, one more than the odd size: its pixel "
+                "format takes even ones; --pixel-format yuv444p takes any")  # fmt: skip
+        if media.turned:
+            say(f"{self.source.name}: turned upright by {media.turned} degrees, as players show it")
+        return geometry
+
+    def _media_out(self, media: Media, geometry: Geometry) -> Media:
+        height, width = geometry.output
+        aspect = media.aspect if self._options.fit != "resize" else None
+        return replace(media, height=height, width=width, pixels=self.sink.pixels, aspect=aspect)
+
+    def _make_runtime(self, media: Media, geometry: Geometry, out: Media) -> FrameRuntime:
+        colour: Any = {"matrix": media.colour.matrix, "range": media.colour.range, "layout": "nhwc"}
+        size = (media.height, media.width)
+        return FrameRuntime(
+            InputSpec(media.pixels, size, geometry.network, crop=geometry.crop, place=geometry.place, **colour),
+            OutputSpec(out.pixels, geometry.output, geometry.network, region=geometry.region, **colour),
+            self._network,
+            slots=_LIVE_SLOTS if self._options.live else _SLOTS,
+            depth=_DEPTH,
+            policy="drop-oldest" if self._options.live else "block",
+        )
+
+    # ---- the two sides
+
+    def _feed(self, runtime: FrameRuntime, media: Media, stop: Callable[[], bool]) -> None:
+        clock = Clock(media.time_base, media.rate, self.source.live) if self._options.live else None
+        items = iter(self.source)
+        number = 0
+        while not stop():
+            with self._decode():
+                item = next(items, None)
+            if item is None:
+                break
+            if isinstance(item, Sound):
+                self._sounds.append(item.packet)
+                continue
+            deadline = None
+            if clock:
+                clock.wait(item.pts, stop)
+                deadline = clock.deadline(item.pts)
+            watched = item.frame if self._pane and self._pane.wanted() else None
+            self._inside[number] = item.pts, item.duration, watched
+            with self._submit():
+                while not runtime.submit(item.planes, number, deadline=deadline, timeout=_BEAT):
+                    if stop():
+                        break
+            number += 1
+            if number == self._options.max_frames:
+                break
+        runtime.finish()
+
+    def _collect(self, runtime: FrameRuntime) -> None:
+        while True:
+            target = self.sink.target()
+            number = runtime.collect(target)
+            if number is None:
+                break
+            pts, duration, watched = self._meta(number)
+            with self._write():
+                self._copy_sound()
+                self.sink.write(pts, duration)
+            if watched is not None and self._pane:
+                self._pane.show(watched, target, self._media)
+            self.done += 1
+            self.recent.append(time.monotonic())
+        self._copy_sound()
+
+    def _meta(self, number: int) -> tuple[int, int, Any]:
+        """Of one picture; those before it were dropped."""
+        while (first := next(iter(self._inside))) < number:
+            del self._inside[first]
+        return self._inside.pop(number)
+
+    def _copy_sound(self) -> None:
+        while self._sounds:
+            self.sink.sound(self._sounds.popleft())
+
+    # ---- figures
+
+    def expectation(self) -> str | None:
+        """How long the whole will take, measured on the first pictures; None where it is short, live or not known."""
+        seconds = (self.recent[-1] - self.recent[0]) / (len(self.recent) - 1)
+        if self._options.live or seconds * self.expected < _LONG:
+            return None
+        minutes, left = divmod(round(seconds * self.expected), 60)
+        long = f"{minutes} min {left:02} s" if minutes else f"{left} s"
+        return (
+            f"{self.source.name}: {self.expected} frames of {self._media.width}x{self._media.height} at "
+            f"{seconds:.2f} s each (measured on the first {len(self.recent)}): about {long}"
+        )
+
+    def shown_figures(self) -> dict[str, str]:
+        """For the preview."""
+        if len(self.recent) < 2:
+            return {"frames": str(self.done)}
+        recent = list(self.recent)
+        total = self._runtime.stats()
+        lost = total["frames"]["dropped_oldest"] + total["frames"]["late"]
+        return {
+            "fps": f"{(len(recent) - 1) / max(1e-6, recent[-1] - recent[0]):.1f}",
+            "latency": f"{total['latency']['total']['p50_ms']:.0f} ms",
+            "p99": f"{total['latency']['total']['p99_ms']:.0f} ms",
+            "frames": f"{self.done} of {self.expected}" if self.expected else str(self.done),
+            **({"dropped": str(lost)} if lost else {}),
+        }
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Per stage so far. `total` is from submit to the finished picture."""
+        inside: dict[str, Any] = dict(self._runtime.stats()["latency"])
+        named = {"queue": "queue", "upload": "to_network", "download": "from_network", "total": "total"}
+        return {
+            "decode": self._decode.as_dict(),
+            "wait": self._submit.as_dict(),
+            **{name: inside[key] for key, name in named.items()},
+            "engine": self._network.timing.as_dict(),
+            "encode": self._write.as_dict(),
+        }
+
+    def _report(self, seconds: float, stopped: bool) -> Report:
+        counted = self._runtime.stats()["frames"]
+        frames = {
+            "in": counted["submitted"],
+            "out": self.done,
+            "dropped": counted["dropped_oldest"] + counted["dropped_newest"],
+            "late": counted["late"],
+            "failed": counted["failed"] + counted["abandoned"],
+            "broken": self.source.broken,
+        }
+        engine = self._network.timing.total
+        busy = self._decode.total + engine + self._write.total
+        return Report(
+            self.source.name,
+            self.sink.name,
+            frames,
+            self.figures(),
+            seconds,
+            self.done / seconds,
+            engine / seconds,
+            busy / seconds,
+            self.source.reconnects,
+            self._options.live,
+            stopped,
+            _described(self._media),
+        )
+
+
+def _described(media: Media) -> dict[str, Any]:
+    return {
+        "width": media.width,
+        "height": media.height,
+        "rate": float(media.rate),
+        "matrix": media.colour.matrix,
+        "range": media.colour.range,
+        "colour_guessed": media.colour.guessed,
+    }

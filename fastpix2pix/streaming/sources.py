@@ -1,0 +1,283 @@
+"""Where pictures come from: anything FFmpeg opens, and folders of images. Both yield Picture and Sound, in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import av.error
+
+from ..config import Stream
+from ..console import say
+from ..data.images import read_image
+from ..errors import EnvironmentFailed, InputError
+from ..runtime.sources import list_images
+from .address import shown, source_kind
+from .opening import WAITED, Stopped, open_input
+from .picture import Colour, Media, Picture, colour_of, pixels_of, planes_of, to_format
+
+_HOPELESS = 200  # broken packets in a row that end a source
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A packet of a stream that is copied."""
+
+    packet: Any
+
+
+class Source(Protocol):
+    """Opened by `open`, read once."""
+
+    name: str  # as shown
+    live: bool  # pictures come when they come, not when they are asked for
+    broken: int  # packets that could not be decoded
+    reconnects: int
+
+    def open(self, stop: Callable[[], bool]) -> Media:
+        """Read up to the first picture. Raises InputError or EnvironmentFailed."""
+
+    def __iter__(self) -> Iterator[Picture | Sound]: ...
+
+    def close(self) -> None: ...
+
+
+def source_of(address: str, options: Stream, device: str = "cpu") -> Source:
+    """The source that an address of the command line stands for."""
+    return ImageSource(address, options) if source_kind(address) == "images" else FFmpegSource(address, options, device)
+
+
+class ImageSource:
+    """A folder, pattern or list of images as frames of a video, --fps of them a second. Sizes may differ."""
+
+    live, broken, reconnects = False, 0, 0
+
+    def __init__(self, address: str, options: Stream) -> None:
+        self.name = address
+        self._paths = list_images(address)
+        self._rate = Fraction(options.fps or 25).limit_denominator(1001)
+        self._stop: Callable[[], bool] = lambda: False
+
+    def open(self, stop: Callable[[], bool]) -> Media:
+        self._stop = stop
+        height, width = self._size = read_image(self._paths[0], 3).shape[:2]
+        tag = 1 if height >= 720 else 6
+        colour = Colour("bt709" if tag == 1 else "bt601", "limited", (tag, 1, 2, 2))
+        return Media(height, width, "rgb", colour, 1 / self._rate, self._rate, frames=len(self._paths))
+
+    def __iter__(self) -> Iterator[Picture | Sound]:
+        for number, path in enumerate(self._paths):
+            if self._stop():
+                return
+            frame = av.VideoFrame.from_ndarray(read_image(path, 3), format="rgb24")
+            frame = to_format(frame, "rgb", *self._size)
+            yield Picture(frame, planes_of(frame), number, 1)
+
+    def close(self) -> None:
+        pass
+
+
+class FFmpegSource:
+    """A file, camera, URL or pipe through FFmpeg.
+
+    Broken packets are skipped and counted. A network that stalls is waited for `timeout` seconds, then opened again, up
+    to `reconnects` times; timestamps go on where they were.
+    """
+
+    def __init__(self, address: str, options: Stream, device: str = "cpu") -> None:
+        self.name, self._address, self._options = shown(address), address, options
+        self.kind = source_kind(address)
+        self.live = self.kind in ("camera", "url")
+        self.broken = self.reconnects = 0
+        self._hwaccel = options.hwaccel != "none" and (options.hwaccel == "cuda" or device.startswith("cuda"))
+        self._container: Any = None
+        self._held: list[Picture | Sound] = []
+        self._size: tuple[int, int] | None = None  # height, width as decoded
+        self._resized = False
+        self._last: tuple[int | None, int] = None, 0  # pts and duration of the last picture
+        self._offset: int | None = 0  # added to timestamps; None: to be found, after a new connection
+
+    def open(self, stop: Callable[[], bool]) -> Media:
+        self._stop = stop
+        try:
+            self._connect()
+        except (InputError, EnvironmentFailed):
+            if stop():  # which ends a pipe in the middle
+                raise Stopped from None
+            raise
+        self._items = self._read()
+        for item in self._items:
+            self._held.append(item)
+            if isinstance(item, Picture):
+                return self._media()
+        if stop():
+            raise Stopped
+        raise InputError(
+            f"{self.name}: not one picture could be decoded"
+            + (f" ({self.broken} broken packets); is the file cut or damaged?" if self.broken else "")
+        )
+
+    def __iter__(self) -> Iterator[Picture | Sound]:
+        yield from self._held
+        self._held = []
+        yield from self._items
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+
+    # ---- opening
+
+    def _connect(self) -> None:
+        self._container, hardware = open_input(self._address, self.kind, self._options, self._hwaccel, self._stop)
+        if self._hwaccel and not hardware:
+            say("decoding on the CPU: NVDEC could not be started")
+        self._hwaccel = hardware
+        videos = self._container.streams.video
+        if not videos:
+            raise InputError(f"{self.name}: has no video stream")
+        wanted = self._options.stream
+        if wanted is None:
+            self._video = self._container.streams.best("video") or videos[0]
+        else:
+            found = [video for video in videos if video.index == wanted]
+            if not found:
+                has = ", ".join(f"{v.index} ({v.codec_context.width}x{v.codec_context.height})" for v in videos)
+                raise InputError(f"stream = {wanted}: the video streams of {self.name} are {has}")
+            self._video = found[0]
+        if self._video.codec_context is None:
+            raise InputError(f"{self.name}: PyAV's FFmpeg has no decoder for stream {self._video.index}")
+        self._video.thread_type = "SLICE" if self.live or self._options.live else "AUTO"  # frame threads add latency
+        self._sound = tuple(self._container.streams.audio) if self._options.audio == "all" else ()
+
+    def _media(self) -> Media:
+        video, colour = self._video, self._colour
+        assert self._size is not None
+        rate = video.average_rate or video.guessed_rate or Fraction(25)
+        height, width = self._size[::-1] if self._turn % 180 else self._size
+        expected = video.frames or None
+        if expected is None and video.duration:
+            expected = round(video.duration * video.time_base * rate)
+        aspect = video.sample_aspect_ratio
+        if aspect and self._turn % 180:
+            aspect = 1 / aspect
+        if colour.guessed:
+            say(f"{self.name}: no colour tags; taken as {colour.matrix}, {colour.range} range, by its height")
+        return Media(
+            height=height,
+            width=width,
+            pixels=self._pixels,
+            colour=colour,
+            time_base=video.time_base,
+            rate=rate,
+            aspect=aspect,
+            frames=None if self.live else expected,
+            turned=self._turn,
+            sound=self._sound,
+        )
+
+    # ---- reading
+
+    def _read(self) -> Iterator[Picture | Sound]:
+        """Items until the end, a stop, or a network that does not come back."""
+        in_a_row, quiet_since = 0, time.monotonic()
+        packets = self._demux()
+        while not self._stop():
+            try:
+                packet = next(packets)
+                if packet.stream is not self._video:
+                    if packet.dts is not None:
+                        yield Sound(packet)
+                    continue
+                for frame in packet.decode():
+                    in_a_row = 0
+                    yield self._picture(frame)
+                quiet_since = time.monotonic()
+            except (StopIteration, av.error.EOFError):
+                if not (self.live and self._options.live and self._again("the connection ended")):
+                    return
+                packets, quiet_since = self._demux(), time.monotonic()
+            except WAITED:
+                if time.monotonic() - quiet_since > self._options.timeout:
+                    if not self._again(f"nothing came for {self._options.timeout:g} s"):
+                        raise EnvironmentFailed(
+                            f"{self.name}: nothing came for {self._options.timeout:g} s (--timeout), and opening it "
+                            f"again did not help (--reconnects {self._options.reconnects})"
+                        ) from None
+                    quiet_since = time.monotonic()
+                packets = self._demux()
+            except av.error.FFmpegError as error:
+                if isinstance(error, ConnectionError) or (self.kind == "url" and isinstance(error, OSError)):
+                    if not self._again(error.strerror or "the connection broke"):
+                        raise EnvironmentFailed(f"{self.name}: {error.strerror or 'the connection broke'}") from None
+                    packets, quiet_since = self._demux(), time.monotonic()
+                    continue
+                self.broken, in_a_row = self.broken + 1, in_a_row + 1
+                if in_a_row > _HOPELESS:
+                    raise InputError(
+                        f"{self.name}: {in_a_row} broken packets in a row; the rest cannot be read"
+                    ) from None
+                packets = self._demux()
+
+    def _demux(self) -> Iterator[Any]:
+        return self._container.demux(self._video, *self._sound)
+
+    def _again(self, why: str) -> bool:
+        """Open the source once more; False where that is of no use."""
+        while self.live and self.reconnects < self._options.reconnects and not self._stop():
+            self.reconnects += 1
+            say(f"{self.name}: {why}; opening it again ({self.reconnects} of {self._options.reconnects})")
+            self._container.close()
+            try:
+                self._connect()
+            except (InputError, EnvironmentFailed) as error:
+                why = str(error)
+                time.sleep(min(2.0, 0.25 * 2**self.reconnects))
+                continue
+            self._offset = None
+            return True
+        return False
+
+    def _picture(self, frame: av.VideoFrame) -> Picture:
+        if self._size is None:  # the first decides for all
+            self._pixels, self._size, self._turn = pixels_of(frame), (frame.height, frame.width), frame.rotation % 360
+            self._colour = colour_of(frame)
+        if (frame.height, frame.width) != self._size and not self._resized:
+            self._resized = True
+            say(f"{self.name}: from here on {frame.width}x{frame.height}; scaled to {self._size[1]}x{self._size[0]}")
+        given, duration = frame.pts, frame.duration or 0
+        frame = to_format(frame, self._pixels, *self._size)
+        last, step = self._last
+        step = step or self._period
+        if given is None:
+            pts = 0 if last is None else last + step
+        else:
+            if self._offset is None:  # the first picture of a new connection
+                self._offset = (last or 0) + step - given
+            pts = given + self._offset
+        if last is not None and pts <= last:
+            pts = last + 1
+        self._last = pts, duration
+        return Picture(frame, planes_of(frame, self._turn), pts, duration)
+
+    @property
+    def _period(self) -> int:
+        rate = self._video.average_rate or self._video.guessed_rate or Fraction(25)
+        return max(1, round(1 / (rate * self._video.time_base)))
+
+
+def check_sources(addresses: list[str], sink: str) -> None:
+    """Refuse files that are not there and single images, before a model is loaded."""
+    for address in addresses:
+        if source_kind(address) == "images" and len(list_images(address)) < 2:
+            raise InputError(
+                f"{address}: one image, and {shown(sink)} is for video; give an image file or a folder as sink, or a "
+                "folder or pattern of frames as source"
+            )
+        if source_kind(address) == "video" and not Path(address).is_file():
+            raise InputError(f"{address}: no such file")

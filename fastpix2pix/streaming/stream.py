@@ -1,0 +1,258 @@
+"""Videos translated: which source goes where, several at once, progress, Ctrl-C, and the figures at the end."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import Infer, stream_config
+from ..config import Stream as Options
+from ..console import say
+from ..data.images import IMAGE_SUFFIXES
+from ..errors import EnvironmentFailed, InputError
+from ..interrupt import Interrupt
+from ..runtime.engine import Engine, TorchEngine
+from ..runtime.translator import Translator
+
+try:
+    import av  # noqa: F401
+except ImportError as error:
+    raise EnvironmentFailed(f"video needs PyAV ({error}); pip install 'fastpix2pix[video]'") from None
+
+from .address import VIDEO_SUFFIXES, expanded, is_url, shown, sink_kind, source_kind, stem
+from .network import Batches, Network, Step, check_channels
+from .pipeline import COUNTS, Pipeline, Report
+from .preview import Pane, Preview
+from .sinks import FrameFolder, Sink, sink_of
+from .sources import Source, check_sources, source_of
+from .steady import Steady
+from .tiles import Tiles
+from .together import Together
+
+_GRACE = 5.0  # seconds that a source that is still being opened may take after Ctrl-C
+_MEASURED = 4  # pictures after which the time of all can be told
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of all streams."""
+
+    streams: tuple[Report, ...]
+    seconds: float
+    engine: dict[str, Any]  # of Translator.describe
+    batches: dict[int, int]  # size of a batch: how often
+    signal: int | None = None  # that ended it
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        frames = {name: sum(r.frames[name] for r in self.streams) for name in COUNTS}
+        fps = frames["out"] / self.seconds if self.seconds else 0.0
+        streams = [asdict(report) for report in self.streams]
+        return {"frames": frames, "seconds": self.seconds, "fps": fps, "engine": self.engine,
+                "batches": self.batches, "interrupted": self.signal is not None, "streams": streams}  # fmt: skip
+
+
+class Stream:
+    """`Stream(g, "in.mp4", "out.mp4", **options).run()`: one source through a loaded model into one sink.
+
+    Options are the fields of config.Stream by name. Sources and sinks are those of `fastpix2pix infer`.
+    """
+
+    def __init__(self, g: Translator, source: str | Path, sink: str | Path, *, overwrite: bool = False, **options: Any):
+        self._options = stream_config(**options)
+        self._pairs = plan([str(source)], str(sink), Infer(overwrite=overwrite), self._options)
+        self._g = g
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> Report:
+        """To the end, or until Ctrl-C, which leaves what is done in order. Raises InputError, EnvironmentFailed."""
+        with Interrupt() as stop:
+            summary = translate(self._g, self._pairs, self._options, stop=stop, progress=progress)
+        return summary.streams[0]
+
+
+def plan(sources: list[str], sink: str, infer: Infer, options: Options) -> list[tuple[str, str]]:
+    """(source, sink) of every stream; everything that can be refused before a model is loaded is refused."""
+    for name in ("side_by_side", "direction"):
+        if getattr(infer, name):
+            raise InputError(f"{name}: is for images; the sources are videos")
+    sources = [one for source in sources for one in expanded(source)]
+    check_sources(sources, sink)
+    if sources.count("-") > 1:
+        raise InputError("stdin (-) is given more than once as a source")
+    if sink_kind(sink) != "folder":
+        if len(sources) > 1 and sink_kind(sink) != "null":
+            raise InputError(f"{len(sources)} sources and one sink {shown(sink)}: several need a folder as sink")
+        pairs = [(source, sink) for source in sources]
+    else:
+        suffix = "." + (infer.suffix or "mp4").lower().removeprefix(".")
+        if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES - {".gif"}:
+            raise InputError(
+                f"suffix = {infer.suffix}: allowed are {', '.join(sorted(VIDEO_SUFFIXES))}, or an image's for frames"
+            )
+        ending = suffix if suffix in VIDEO_SUFFIXES else suffix + "/"
+        pairs = [(source, str(Path(sink) / stem(source)) + ending) for source in sources]
+    _check_outputs(pairs, infer.overwrite)
+    for _, one in pairs:
+        _sink(one, options)
+    if options.raw and "-" not in sources:
+        raise InputError(f"raw = {options.raw}: describes frames on stdin; give - as a source")
+    return pairs
+
+
+def translate(
+    g: Translator,
+    pairs: list[tuple[str, str]],  # source, sink
+    options: Options,
+    batch: int = 1,  # pictures of several streams translated together
+    stop: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,  # called with (pictures written, in all or 0)
+    say: Callable[[str], None] = say,
+) -> Summary:
+    """Run all streams. Raises the first error, after the others were brought to an end that can be played."""
+    engine = _for_video(g, say)
+    check_channels(engine)
+    _check_fit(engine, options)
+    together = Together(Batches(engine), batch)
+    panes, pipelines = [], []
+    for source, sink in pairs:
+        network = Network(_tiled(together, engine, options), engine.in_channels, _steps(options))
+        pane = Pane(f"{shown(source)} → {shown(sink)}")
+        given: Source = source_of(source, options, str(engine.device))
+        size = int(g.record.get("size") or 256)
+        watched = pane if options.preview is not None else None
+        pipelines.append(Pipeline(given, _sink(sink, options), engine, network, options, size, watched))
+        pane.figures = pipelines[-1].shown_figures
+        panes.append(pane)
+    preview = Preview(options.preview, panes) if options.preview is not None else None
+    if preview:
+        say(f"preview: {preview.url}")
+    endless = options.live or any(source_kind(source) in ("camera", "url", "pipe") for source, _ in pairs)
+    at_once = len(pairs) if endless else min(len(pairs), max(2, batch))
+    start = time.monotonic()
+    try:
+        reports, signal = _run_all(pipelines, together, at_once, stop or (lambda: False), progress, say)
+    finally:
+        if preview:
+            preview.close()
+    return Summary(tuple(reports), time.monotonic() - start, g.describe(), together.batches, signal)
+
+
+def _run_all(
+    pipelines: list[Pipeline],
+    together: Together,
+    at_once: int,
+    asked: Callable[[], bool],
+    progress: Callable[[int, int], None] | None,
+    say: Callable[[str], None],
+) -> tuple[list[Report], int | None]:
+    waiting = deque(pipelines)
+    reports: dict[Pipeline, Report] = {}
+    failures: list[BaseException] = []
+
+    def stop() -> bool:
+        return asked() or bool(failures)
+
+    def work() -> None:
+        while waiting and not stop():
+            try:
+                pipeline = waiting.popleft()
+            except IndexError:
+                return
+            together.join()
+            try:
+                reports[pipeline] = pipeline.run(stop)
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                together.leave()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    announced: set[Pipeline] = set()
+    stopped_at, shown = None, 0
+    while any(thread.is_alive() for thread in threads):
+        threads[0].join(0.05) if threads[0].is_alive() else time.sleep(0.05)
+        if progress and (done := sum(p.done for p in pipelines)) != shown:
+            shown, known = done, all(p.expected for p in pipelines)
+            progress(done, sum(p.expected for p in pipelines) if known else 0)
+        for pipeline in pipelines:
+            if pipeline not in announced and pipeline.done >= _MEASURED:
+                announced.add(pipeline)
+                if line := pipeline.expectation():
+                    say(line)
+        if stop():
+            stopped_at = stopped_at or time.monotonic()
+            opening = all(not p.opened for p in pipelines if p not in reports)
+            if opening and time.monotonic() - stopped_at > _GRACE:
+                break
+    if failures:
+        raise failures[0]
+    signal = getattr(asked, "signal", None)
+    return [reports[p] for p in pipelines if p in reports], signal
+
+
+def _for_video(g: Translator, say: Callable[[str], None]) -> Engine:
+    """The engine, with fixed noise where random noise was not asked for: it would flicker."""
+    engine = g.engine
+    if engine.modes.noise != "random" or g.modes_source.get("noise") == "given":
+        return engine
+    if not isinstance(engine, TorchEngine):
+        say("noise random is built into this file: the video will flicker; build one with --noise fixed or off")
+        return engine
+    say(f"noise fixed instead of random ({g.modes_source['noise']}): a video would flicker; --noise random insists")
+    engine = copy.copy(engine)
+    engine.modes = replace(engine.modes, noise="fixed")
+    return engine
+
+
+def _check_fit(engine: Engine, options: Options) -> None:
+    if options.fit != "tile":
+        return
+    if engine.modes.norm_stats != "running":
+        raise InputError(
+            "fit = tile: a tile has other image statistics than the whole; use --norm-stats running, or fit = pad"
+        )
+    if options.tile % engine.multiple:
+        raise InputError(f"tile = {options.tile}: this model takes multiples of {engine.multiple} pixels")
+
+
+def _tiled(translate: Together, engine: Engine, options: Options) -> Callable[[Any], Any]:
+    return Tiles(translate, options.tile) if options.fit == "tile" else translate
+
+
+def _steps(options: Options) -> list[Step]:
+    return [Steady(options.steady)] if options.steady else []
+
+
+def _sink(address: str, options: Options) -> Sink:
+    folder = Path(address)
+    if address.endswith("/") and folder.suffix in IMAGE_SUFFIXES:  # of `plan`: frames of one source
+        return FrameFolder(folder.with_suffix(""), folder.suffix)
+    return sink_of(address, options)
+
+
+def _check_outputs(pairs: list[tuple[str, str]], overwrite: bool) -> None:
+    sources = {Path(source).resolve() for source, _ in pairs if not is_url(source) and source != "-"}
+    seen: dict[str, str] = {}
+    for source, sink in pairs:
+        if sink in ("-", "null:") or is_url(sink):
+            continue
+        path = Path(sink)
+        if path.resolve() in sources:
+            raise InputError(f"{sink}: is a source itself; choose another sink")
+        if sink in seen:
+            raise InputError(f"{seen[sink]} and {shown(source)} would both become {sink}; translate them apart")
+        seen[sink] = shown(source)
+        folder = path.with_suffix("") if sink.endswith("/") else path
+        if folder.exists() and (folder.is_file() or any(folder.iterdir())) and not overwrite:
+            raise InputError(f"{folder} exists; use overwrite or another sink")
+        there = next(p for p in folder.absolute().parents if p.exists())
+        if not there.is_dir():
+            raise InputError(f"sink {sink}: {there} is a file, not a folder")

@@ -1,0 +1,52 @@
+"""Pictures too large for one pass: translated in overlapping squares, blended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+OVERLAP = 4  # a quarter of the side
+
+
+class Tiles:
+    """Squares of `side` pixels that overlap by a quarter, weighted by their distance from the edge.
+
+    Only for a generator with running statistics: with each picture's own, a tile would have others than the whole.
+    """
+
+    def __init__(self, translate: Callable[[Tensor], Tensor], side: int) -> None:
+        self._translate, self._side = translate, side
+
+    def __call__(
+        self,
+        picture: Tensor,  # [1, C, H, W] float32 in [-1, 1]
+    ) -> Tensor:
+        height, width = picture.shape[-2:]
+        tall, wide = min(self._side, height), min(self._side, width)
+        weight = _ramp(tall)[:, None] * _ramp(wide)
+        blended, weights = None, torch.zeros(height, width)
+        for top in _starts(height, tall):
+            for left in _starts(width, wide):
+                here = (..., slice(top, top + tall), slice(left, left + wide))
+                output = self._translate(picture[here].contiguous(memory_format=torch.channels_last)).cpu()
+                if blended is None:
+                    blended = output.new_zeros(1, output.shape[1], height, width)
+                blended[here] += output * weight
+                weights[here] += weight
+        assert blended is not None
+        return blended / weights
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where tiles begin: evenly spaced, so that neighbours overlap by a quarter or more."""
+    step = side - side // OVERLAP
+    count = 1 + -(-(length - side) // step)
+    return [round(i * (length - side) / max(1, count - 1)) for i in range(count)]
+
+
+def _ramp(side: int) -> Tensor:
+    """Weight by the distance from the nearer end, 1 in the middle half."""
+    distance = torch.minimum(torch.arange(side), torch.arange(side - 1, -1, -1)) + 1.0
+    return (distance / (side // OVERLAP + 1)).clamp(max=1.0)

@@ -1,0 +1,148 @@
+"""What the words of the command line stand for."""
+
+import pytest
+
+from fastpix2pix.config import Infer, Stream
+from fastpix2pix.errors import InputError
+from fastpix2pix.streaming.address import expanded, is_url, is_video, shown, sink_kind, source_kind, stem
+from fastpix2pix.streaming.stream import plan
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("rtsp://user:secret@10.0.0.1:554/live", "rtsp://user:***@10.0.0.1:554/live"),
+        ("http://user:se@cr:et@host/a@b.mp4", "http://user:***@host/a@b.mp4"),
+        ("http://:secret@host", "http://:***@host"),
+        ("http://user@host/x", "http://user@host/x"),
+        ("http://host/x", "http://host/x"),
+        ("a:b@c.mp4", "a:b@c.mp4"),
+    ],
+)
+def test_passwords_are_not_shown(address, said):
+    assert shown(address) == said
+    assert "secret" not in said
+
+
+def test_other_schemes_are_refused_without_the_password():
+    for address in ("concat://a", "file:///etc/passwd", "subfile://x", "gopher://u:secret@host"):
+        with pytest.raises(InputError, match=r"allowed are http://.*udp://") as caught:
+            is_url(address)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(InputError, match="has no SRT"):
+        is_url("srt://host:9000")
+
+
+def test_kinds_of_sources_and_sinks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.mp4", "c.mp4", "notes", "frames/0.png", "clips/x.MKV"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    sources = {
+        "-": "pipe",
+        "rtsp://host/x": "url",
+        "/dev/video0": "camera",
+        "frames": "images",
+        "frames/*.png": "images",
+        "a.png": "images",
+        "b.mp4": "video",
+        "*.mp4": "video",
+        "clips/*": "video",
+        "notes": "video",
+        "missing.mp4": "images",  # which then says that it is not there
+    }
+    assert {address: source_kind(address) for address in sources} == sources
+    sinks = {
+        "-": "pipe",
+        "null:": "null",
+        "udp://127.0.0.1:9": "url",
+        "frames": "folder",
+        "new": "folder",
+        "new.d/": "folder",
+        "x.png": "images",
+        "x.mp4": "video",
+        "x.gif": "video",
+    }
+    assert {address: sink_kind(address) for address in sinks} == sinks
+    assert expanded("*.mp4") == ["b.mp4", "c.mp4"] and expanded("a.png") == ["a.png"]
+    assert not is_video(["a.png"], "out") and not is_video(["frames"], "x.png")
+    assert is_video(["frames"], "x.mp4") and is_video(["b.mp4"], "out") and is_video(["frames"], "-")
+
+
+def test_names_in_a_folder():
+    assert stem("-") == "stdin"
+    assert stem("/a/b.c.mp4") == "b.c"
+    assert stem("rtsp://user:secret@cam-1.local:554/live/main.sdp?x=1") == "cam-1.local-live-main"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.mp4", "b.mp4", "d/a.mkv", "one.png", "out/a.mp4", "full/a/0.png", "text.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_where_videos_go(folder):
+    def planned(sources, sink, **infer):
+        return plan(sources, sink, Infer(**infer), Stream())
+
+    assert planned(["a.mp4"], "x.mkv") == [("a.mp4", "x.mkv")]
+    assert planned(["a.mp4", "b.mp4"], "D") == [("a.mp4", "D/a.mp4"), ("b.mp4", "D/b.mp4")]
+    assert planned(["*.mp4"], "D/", suffix="mkv") == [("a.mp4", "D/a.mkv"), ("b.mp4", "D/b.mkv")]
+    assert planned(["a.mp4"], "D", suffix="png") == [("a.mp4", "D/a.png/")]
+    assert planned(["a.mp4", "b.mp4"], "null:") == [("a.mp4", "null:"), ("b.mp4", "null:")]
+    assert planned(["a.mp4"], "out", overwrite=True) == [("a.mp4", "out/a.mp4")]
+    assert planned(["-"], "-") == [("-", "-")]
+
+
+@pytest.mark.parametrize(
+    ("sources", "sink", "infer", "stream", "match"),
+    [
+        (["a.mp4", "b.mp4"], "x.mp4", {}, {}, "2 sources and one sink x.mp4: several need a folder"),
+        (["a.mp4", "d/a.mkv"], "D", {}, {}, "a.mp4 and d/a.mkv would both become D/a.mp4"),
+        (["a.mp4"], "a.mp4", {}, {}, "is a source itself"),
+        (["a.mp4"], "out", {}, {}, "out/a.mp4 exists; use overwrite"),
+        (["a.mp4"], "full", {"suffix": "png"}, {}, "full/a exists; use overwrite"),
+        (["a.mp4"], "text.txt/x/y.mp4", {}, {}, "text.txt is a file, not a folder"),
+        (["a.mp4"], "x.xyz", {}, {}, "a video is written as .*for a folder write x.xyz/"),
+        (["a.mp4"], "x.png", {}, {}, "for the frames of a video give a folder"),
+        (["a.mp4"], "D", {"suffix": "txt"}, {}, "suffix = txt"),
+        (["a.mp4"], "D", {"side_by_side": True}, {}, "side_by_side: is for images"),
+        (["a.mp4"], "D", {"direction": "AtoB"}, {}, "direction: is for images"),
+        (["one.png"], "x.mp4", {}, {}, "one.png: one image, and x.mp4 is for video"),
+        (["none.mp4"], "x.mp4", {}, {}, "none.mp4: no such file"),
+        (["/dev/video99"], "D", {"suffix": "xyz"}, {}, "suffix"),
+        (["-", "-"], "D", {}, {}, "more than once"),
+        (["a.mp4"], "x.mp4", {}, {"codec": "h264x"}, "codec = h264x: .*no such encoder; there are libx264"),
+        (["a.mp4"], "x.mp4", {}, {"pixel_format": "rgb48le"}, "pixel_format = rgb48le: libx264 takes yuv420p"),
+        (["a.mp4"], "-", {}, {"pixel_format": "yuv444p"}, "raw frames are .*rgb24"),
+        (["a.mp4"], "x.mp4", {}, {"raw": "rgb24:4x4@1"}, "give - as a source"),
+        (["a.mp4"], "srt://host", {}, {}, "has no SRT"),
+    ],
+)
+def test_refused_before_a_model_is_loaded(folder, sources, sink, infer, stream, match):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InputError, match=match):
+        plan(sources, sink, Infer(**infer), Stream(**stream))
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"raw": "rgb24:1280x720"}, "rgb24:1280x720@30"),
+        ({"raw": "rgb24:0x720@30"}, "rgb24:1280x720@30"),
+        ({"raw": "rgb24:4x4@0"}, "rgb24:1280x720@30"),
+        ({"size": "1x2x3"}, "256x512"),
+        ({"fit": "stretch"}, "pad, resize, crop, tile"),
+        ({"steady": 1.0}, r"\[0, 1\)"),
+        ({"preview": 65536}, "port"),
+        ({"timeout": 0.0}, "positive"),
+        ({"max_frames": -1}, "negative"),
+    ],
+)
+def test_bad_options(options, match):
+    with pytest.raises(InputError, match=match):
+        Stream(**options)

@@ -1,0 +1,194 @@
+"""The parts of a stream that need no video: geometry, clock, figures, tiles, batches, steadiness."""
+
+import math
+import threading
+import time
+from fractions import Fraction
+
+import pytest
+import torch
+
+from fastpix2pix.errors import InputError
+from fastpix2pix.streaming.geometry import Geometry, check_fixed, fit_into
+from fastpix2pix.streaming.live import Clock
+from fastpix2pix.streaming.steady import Flicker, Steady
+from fastpix2pix.streaming.tiles import Tiles
+from fastpix2pix.streaming.timing import Timing
+from fastpix2pix.streaming.together import Together
+
+HD, WHOLE, SQUARE = (720, 1280), (0, 0, 720, 1280), (0, 0, 256, 256)
+
+
+@pytest.mark.parametrize(
+    ("source", "fit", "size", "even", "expected"),
+    [
+        # padded to 768x1280, cropped back
+        (HD, "pad", None, True, (WHOLE, (768, 1280), (24, 0, 720, 1280), (24, 0, 720, 1280))),
+        # fits as it is
+        ((256, 256), "pad", None, True, (SQUARE, (256, 256), SQUARE, SQUARE)),
+        # an odd size for an encoder of even ones: one row and column of the padding
+        ((47, 63), "pad", None, True, ((0, 0, 47, 63), (256, 256), (104, 96, 47, 63), (104, 96, 48, 64))),
+        ((47, 63), "pad", None, False, ((0, 0, 47, 63), (256, 256), (104, 96, 47, 63), (104, 96, 47, 63))),
+        # scaled down into the size, with its aspect
+        (HD, "pad", (256, 256), True, (WHOLE, (256, 256), (56, 0, 144, 256), (56, 0, 144, 256))),
+        # never up
+        ((100, 100), "pad", (256, 512), True, ((0, 0, 100, 100), (256, 256), (78, 78, 100, 100), (78, 78, 100, 100))),
+        (HD, "resize", None, True, (WHOLE, (256, 256), SQUARE, SQUARE)),
+        (HD, "crop", None, True, ((0, 280, 720, 720), (256, 256), SQUARE, SQUARE)),
+        ((100, 50), "crop", (128, 256), True, ((37, 0, 25, 50), (256, 256), (64, 0, 128, 256), (64, 0, 128, 256))),
+    ],
+)  # fmt: skip
+def test_fits(source, fit, size, even, expected):
+    assert fit_into(source, fit, size, 256, 256, even) == Geometry(*expected)
+
+
+def test_an_engine_of_one_size_refuses_others_before_anything_is_made():
+    geometry = fit_into(HD, "pad", None, 256, 256, True)
+    check_fixed(geometry, (720, 1280), {"size": None})
+    check_fixed(geometry, (720, 1280), {"size": [768, 1280]})
+    with pytest.raises(InputError, match=r"1280x768.*this engine takes 256x256; use fit = resize.*--size 768x1280"):
+        check_fixed(geometry, (720, 1280), {"size": [256, 256]})
+
+
+def test_quantiles_are_at_most_five_percent_high():
+    timing = Timing()
+    for i in range(1, 1001):
+        timing.add(i / 1000)
+    assert timing.count == 1000
+    assert timing.total == pytest.approx(500.5)
+    for q in (0.5, 0.95, 0.99):
+        assert q <= timing.quantile(q) <= q * 1.05
+    assert timing.quantile(1.0) == timing.longest == 1.0
+    assert Timing().quantile(0.5) == 0.0
+
+
+def test_files_play_at_their_own_speed_and_pictures_have_deadlines():
+    clock, start = Clock(Fraction(1, 1000), Fraction(50), live=False), time.monotonic()
+    for pts in (0, 20, 100):
+        clock.wait(pts, lambda: False)
+    assert time.monotonic() - start >= 0.099
+    assert 0.0 < clock.deadline(100) <= 0.04
+    assert clock.deadline(0) == 0.0
+
+
+def test_the_clock_of_a_live_source_is_set_by_the_earliest_arrival(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = Clock(Fraction(1, 1000), Fraction(25), live=True)
+    now[0] = 10.5  # the first comes late
+    clock.wait(0, lambda: False)
+    now[0] = 10.3 + 0.04  # the second in time
+    clock.wait(40, lambda: False)
+    assert clock.deadline(40) == pytest.approx(0.08)
+    now[0] = 10.3 + 0.08 + 0.05  # jitter is no lateness
+    clock.wait(80, lambda: False)
+    assert clock.deadline(80) == pytest.approx(0.03)
+    now[0] = 99.0  # the source stood still: a new beginning
+    clock.wait(120, lambda: False)
+    assert clock.deadline(120) == pytest.approx(0.08)
+
+
+def test_tiles_blend_to_the_whole_and_cover_it():
+    picture = torch.randn(1, 3, 160, 224)
+    calls = []
+
+    def translate(tile: torch.Tensor) -> torch.Tensor:
+        calls.append(tuple(tile.shape[-2:]))
+        return 2 * tile
+
+    assert torch.allclose(Tiles(translate, 64)(picture), 2 * picture, atol=1e-5)
+    assert set(calls) == {(64, 64)}
+    assert len(calls) == 3 * 5  # neighbours overlap by a quarter or more
+    calls.clear()
+    assert torch.allclose(Tiles(translate, 256)(picture), 2 * picture, atol=1e-5)
+    assert calls == [(160, 224)]
+
+
+def test_a_seam_between_tiles_is_a_ramp():
+    """Tiles that disagree by 1 are blended without a step."""
+    numbers = iter(range(2))
+    blended = Tiles(lambda tile: torch.full_like(tile[:, :1], next(numbers)), 64)(torch.zeros(1, 3, 64, 112))[0, 0, 32]
+    assert float(blended[0]) == 0 and float(blended[-1]) == 1
+    assert float(blended.diff().abs().max()) < 0.1
+
+
+def run_together(together: Together, pictures: list[torch.Tensor]) -> list:
+    results: list = [None] * len(pictures)
+
+    def one(i: int) -> None:
+        try:
+            results[i] = together(pictures[i])
+        except ValueError as error:
+            results[i] = error
+        finally:
+            together.leave()
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(pictures))]
+    for _ in pictures:
+        together.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return results
+
+
+def test_pictures_of_several_streams_become_one_batch():
+    sizes = []
+    together = Together(lambda batch: sizes.append(len(batch)) or batch + 1, most=3)
+    pictures = [torch.full((1, 3, 8, 8), float(i)) for i in range(3)]
+    assert [float(r.mean()) for r in run_together(together, pictures)] == [1.0, 2.0, 3.0]
+    assert sizes == [3] and together.batches == {3: 1}
+
+
+def test_pictures_of_other_sizes_and_one_stream_alone_do_not_wait_for_ever():
+    together = Together(lambda batch: batch, most=4)
+    shapes = [tuple(r.shape) for r in run_together(together, [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 16, 8)])]
+    assert shapes == [(1, 3, 8, 8), (1, 3, 16, 8)]
+    together.join(), together.join()  # the other stream never brings one
+    start = time.monotonic()
+    together(torch.zeros(1, 3, 8, 8))
+    assert time.monotonic() - start < 1.0
+
+
+def test_a_failing_batch_fails_in_every_stream():
+    def fail(batch: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no")
+
+    results = run_together(Together(fail, most=2), [torch.zeros(1, 3, 8, 8)] * 2)
+    assert [str(r) for r in results] == ["no", "no"]
+
+
+def test_smoothing_calms_what_stands_still_and_leaves_what_moves():
+    generator = torch.Generator().manual_seed(0)
+    still, flicker_off, flicker_on = torch.zeros(1, 3, 32, 32), Flicker(), Flicker()
+    steady = Steady(0.8)
+    for _ in range(12):
+        output = torch.randn(1, 3, 32, 32, generator=generator) * 0.1
+        flicker_off(still, output)
+        flicker_on(still, steady(still, output))
+    assert flicker_on.figures().flicker < 0.4 * flicker_off.figures().flicker
+    steady, last = Steady(0.8), None
+    for i in range(4):  # every pixel changes by far more than noise
+        output = torch.full((1, 3, 32, 32), float(i))
+        last = steady(torch.full((1, 3, 32, 32), (-1.0) ** i), output)
+    assert torch.equal(last, output)
+
+
+def test_flicker_is_the_change_of_the_output_beyond_that_of_the_input_where_it_stands_still():
+    flicker = Flicker()
+    for i in range(3):
+        input = torch.zeros(1, 3, 16, 32)
+        input[..., 16:] = i % 2  # the right half jumps and is left out
+        input[..., :16] += i % 2 / 127.5  # the left half changes by one level
+        output = torch.zeros(1, 3, 16, 32)
+        output[..., :16] = i % 2 * 5 / 127.5
+        output[..., 16:] = i % 2
+        flicker(input, output)
+    found = flicker.figures()
+    assert found.frames == 3
+    assert found.input == pytest.approx(1.0, abs=1e-3)
+    assert found.output == pytest.approx(5.0, abs=1e-3)
+    assert found.flicker == pytest.approx(4.0, abs=1e-3)
+    assert 0.4 < found.still < 0.5  # less the pixels beside the moving half
+    assert math.isnan(Flicker().figures().flicker) and Flicker().figures().as_dict()["flicker"] is None

@@ -1,0 +1,451 @@
+"""Videos from file to file: what must be the same afterwards is the same."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastpix2pix import cli
+from fastpix2pix.config import Infer, Stream
+from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.runtime.load import load
+from fastpix2pix.runtime.translator import Translator
+from fastpix2pix.streaming import stream as stream_module
+from fastpix2pix.streaming.stream import Stream as Video
+from fastpix2pix.streaming.stream import plan, translate
+from tests.streaming.clips import (
+    FRAMES,
+    HEIGHT,
+    WIDTH,
+    Identity,
+    command,
+    make_video,
+    pictures_of,
+    psnr,
+    scene,
+    stamps_of,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+VFR = [0, 40, 90, 100, 200, 360, 370, 400, 440, 480, 600, 640, 690, 800, 840, 900, 1000, 1040, 1080, 2000]
+
+
+def run(*argv: object) -> int:
+    return cli.main([str(a) for a in argv])
+
+
+def packets_of(path, kind: str) -> list[tuple[Fraction, bytes]]:
+    with av.open(str(path)) as opened:
+        streams = [s for s in opened.streams if s.type == kind]
+        packets = opened.demux(streams) if streams else ()
+        return [(p.pts * p.time_base, bytes(p)) for p in packets if p.pts is not None]
+
+
+@pytest.mark.parametrize("stamps", [None, VFR], ids=["25 fps", "variable"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+def test_frames_and_timestamps_are_kept(identity, tmp_path, suffix, stamps):
+    source = make_video(tmp_path / "in.mp4", stamps=stamps)
+    report = Video(identity, source, tmp_path / f"out{suffix}").run()
+    found = stamps_of(tmp_path / f"out{suffix}")
+    assert len(found) == FRAMES == report.frames["in"] == report.frames["out"]
+    assert [round(1000 * s) for s in found] == [round(1000 * s) for s in stamps_of(source)]
+    assert report.frames == {"in": FRAMES, "out": FRAMES, "dropped": 0, "late": 0, "failed": 0, "broken": 0}
+    assert psnr(pictures_of(tmp_path / f"out{suffix}")[7], pictures_of(source)[7]) > 33
+
+
+def test_sound_is_copied_bit_by_bit_or_left_out(identity, tmp_path):
+    source = make_video(tmp_path / "in.mp4", sound=True)
+    Video(identity, source, tmp_path / "out.mp4").run()
+    assert packets_of(tmp_path / "out.mp4", "audio") == packets_of(source, "audio") != []
+    Video(identity, source, tmp_path / "quiet.mp4", audio="none").run()
+    assert packets_of(tmp_path / "quiet.mp4", "audio") == []
+    with pytest.raises(InputError, match=r"the sound \(aac\) cannot be copied .* use .mkv, or --audio none"):
+        Video(identity, source, tmp_path / "out.webm").run()
+    assert not (tmp_path / "out.webm").exists()
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "gray"])
+@pytest.mark.parametrize("tags", [(1, 1), (6, 1), (1, 2), (6, 2)], ids=["709", "601", "709 full", "601 full"])
+def test_colours_come_through_before_encoding(identity, tmp_path, pixels, tags):
+    """Decoded to RGB by FFmpeg before and after; what lies between is the runtime and a lossless codec."""
+    source = make_video(tmp_path / "in.mkv", frames=3, codec="ffv1", pixels=pixels, tags=tags)
+    sink = tmp_path / "out.mkv"
+    made = "yuv420p" if pixels == "yuv420p" else "yuv444p"
+    Video(identity, source, sink, codec="ffv1", pixel_format=made).run()
+    with av.open(str(source)) as a, av.open(str(sink)) as b:
+        for before, after in zip(a.decode(video=0), b.decode(video=0), strict=True):
+            assert (after.colorspace, after.color_range) == (before.colorspace, before.color_range)
+            if made == pixels:  # plane by plane: no conversion but the runtime's
+                assert psnr(after.to_ndarray(), before.to_ndarray()) >= 45
+            one, two = (f.reformat(format="rgb24", src_colorspace=tags[0]).to_ndarray() for f in (before, after))
+            assert psnr(one, two) >= (45 if made == pixels or pixels == "gray" else 40)
+
+
+def test_pictures_of_rgb_come_through_as_they_are(identity, tmp_path):
+    source = make_video(tmp_path / "in.nut", frames=3, codec="rawvideo", pixels="rgb24")
+    summary = translate(
+        identity, plan([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream()), Stream()
+    )
+    assert summary.streams[0].frames["out"] == 3
+    files = sorted((tmp_path / "frames" / "in").iterdir())
+    assert [f.name for f in files] == ["000000.png", "000001.png", "000002.png"]
+    for number, path in enumerate(files):
+        assert np.array_equal(np.asarray(Image.open(path)), scene(number))
+
+
+def test_untagged_colours_are_guessed_by_height_and_said(identity, tmp_path, capsys):
+    source = make_video(tmp_path / "in.mp4", frames=2)
+    Video(identity, source, tmp_path / "out.mp4").run()
+    assert "no colour tags; taken as bt601, limited range, by its height" in capsys.readouterr().err
+    with av.open(str(tmp_path / "out.mp4")) as opened:
+        frame = next(opened.decode(video=0))
+    assert (frame.colorspace, frame.color_range) == (6, 1)
+
+
+@pytest.mark.parametrize("turned", [90, -90, 180])
+def test_a_turned_picture_comes_out_upright(identity, tmp_path, turned):
+    source = make_video(tmp_path / "in.mp4", frames=2, turned=turned, aspect=Fraction(4, 3))
+    Video(identity, source, tmp_path / "out.mp4").run()
+    with av.open(str(source)) as a, av.open(str(tmp_path / "out.mp4")) as b:
+        before, after = next(a.decode(video=0)), next(b.decode(video=0))
+        assert before.rotation % 360 == turned % 360 and after.rotation == 0
+        upright = np.rot90(before.to_ndarray(format="rgb24"), turned // 90)  # counterclockwise
+        assert (after.height, after.width) == upright.shape[:2]
+        assert psnr(after.to_ndarray(format="rgb24"), upright) > 30
+        shape = Fraction(3, 4) if turned % 180 else Fraction(4, 3)
+        assert b.streams.video[0].sample_aspect_ratio == shape
+
+
+def test_odd_sizes(identity, tmp_path, capsys):
+    source = make_video(tmp_path / "in.mkv", frames=2, size=(47, 63), codec="ffv1", pixels="yuv444p")
+    Video(identity, source, tmp_path / "out.mp4").run()
+    assert "out.mp4: 64x48, one more than the odd size" in capsys.readouterr().err
+    (picture, _), (given, _) = pictures_of(tmp_path / "out.mp4"), pictures_of(source)
+    assert picture.shape == (48, 64, 3)
+    assert psnr(picture[:47, :63], given) > 30
+    Video(identity, source, tmp_path / "same.mp4", pixel_format="yuv444p").run()
+    assert pictures_of(tmp_path / "same.mp4")[0].shape == (47, 63, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"fit": "pad"}, (48, 64)),
+        ({"fit": "pad", "size": "32"}, (24, 32)),
+        ({"fit": "resize", "size": "32x96"}, (32, 96)),
+        ({"fit": "crop", "size": "32"}, (32, 32)),
+        ({"fit": "tile", "tile": 32}, (48, 64)),
+    ],
+    ids=str,
+)
+def test_fits(tmp_path, options, size):
+    source = make_video(tmp_path / "in.mp4", frames=3)
+    Video(Translator(Identity("running")), source, tmp_path / "out.mp4", **options).run()
+    given, pictures = pictures_of(source), pictures_of(tmp_path / "out.mp4")
+    assert [p.shape for p in pictures] == [(*size, 3)] * 3
+    expected = given[0] if options["fit"] != "crop" else given[0][:, 8:56]
+    shrunk = np.asarray(Image.fromarray(expected).resize(size[::-1], Image.Resampling.BICUBIC))
+    assert psnr(pictures[0], shrunk) > 28
+
+
+def test_tiles_need_running_statistics(identity, tmp_path):
+    source = make_video(tmp_path / "in.mp4", frames=2)
+    with pytest.raises(InputError, match="fit = tile: a tile has other image statistics"):
+        Video(identity, source, tmp_path / "out.mp4", fit="tile", tile=32).run()
+    with pytest.raises(InputError, match="tile = 33: this model takes multiples of 32"):
+        Video(Translator(Identity("running")), source, tmp_path / "out.mp4", fit="tile", tile=33).run()
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_video_is_translated_as_its_pictures_are(model, tmp_path):
+    """Against the translator of images, on the frames as FFmpeg decodes them to RGB."""
+    source = make_video(tmp_path / "in.nut", frames=3, codec="rawvideo", pixels="rgb24")
+    assert run("infer", model, source, tmp_path / "frames", "--suffix", "png") == 0
+    g = load(model)
+    for number in range(3):
+        found = np.asarray(Image.open(tmp_path / "frames" / "in" / f"{number:06}.png")).astype(int)
+        assert abs(found - g(scene(number))).max() <= 1
+
+
+def test_recorded_random_noise_becomes_fixed(model, tmp_path, capsys):
+    source = make_video(tmp_path / "in.nut", frames=1, codec="rawvideo", pixels="rgb24")
+    g = load(model, noise="random")
+    g.modes_source["noise"] = "record"
+    Video(g, source, tmp_path / "out.mp4").run()
+    assert "noise fixed instead of random (record)" in capsys.readouterr().err
+    assert g.modes.noise == "random"  # for images it stays
+    g.modes_source["noise"] = "given"
+    Video(g, source, tmp_path / "out.mp4", overwrite=True).run()
+    assert "instead" not in capsys.readouterr().err
+
+
+def test_a_folder_of_images_becomes_a_video(identity, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        Image.fromarray(scene(number, 48, 64 if number < 3 else 80)).save(tmp_path / f"in/{number}.png")
+    Video(identity, tmp_path / "in", tmp_path / "out.mp4", fps=10).run()
+    assert [float(s) for s in stamps_of(tmp_path / "out.mp4")] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    pictures = pictures_of(tmp_path / "out.mp4")
+    assert {p.shape for p in pictures} == {(48, 64, 3)}  # of the first
+    assert psnr(pictures[0], scene(0)) > 30
+
+
+def test_several_videos_into_a_folder_in_batches(model, tmp_path):
+    for name in ("a", "b"):
+        make_video(tmp_path / f"{name}.mp4", frames=8)
+    stats = tmp_path / "stats.json"
+    options = ("--batch", 2, "--stats", stats)
+    assert run("infer", model, tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "out/", *options) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mp4", "b.mp4"]
+    for name in ("a", "b"):
+        assert stamps_of(tmp_path / f"out/{name}.mp4") == stamps_of(tmp_path / f"{name}.mp4")
+    found = json.loads(stats.read_text())
+    assert found["frames"]["out"] == 16
+    assert found["batches"]["2"] >= 4  # the streams went together
+    assert run("infer", model, tmp_path / "a.mp4", tmp_path / "alone.mp4") == 0
+    assert psnr(pictures_of(tmp_path / "alone.mp4")[3], pictures_of(tmp_path / "out/a.mp4")[3]) > 40
+
+
+def test_stats_say_what_happened(model, tmp_path, capsys):
+    source = make_video(tmp_path / "in.mp4")
+    assert run("infer", model, source, "null:", "--stats", "-") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["frames"]["in"] == found["frames"]["out"] == FRAMES
+    (one,) = found["streams"]
+    assert set(one["stages"]) == {
+        *("decode", "wait", "queue", "to_network", "engine", "from_network", "total", "encode"),
+    }
+    for stage in one["stages"].values():
+        assert 0 <= stage["p50_ms"] <= stage["p95_ms"] <= stage["p99_ms"] <= stage["max_ms"]
+    assert 0 < one["engine_share"] <= 1 and one["overlap"] > 0
+    assert one["fps"] == pytest.approx(FRAMES / one["seconds"])
+    assert found["engine"]["norm_stats"] == "image"
+    assert f"{FRAMES} of {FRAMES} frames" in err
+
+
+def test_frames_are_limited(identity, tmp_path):
+    Video(identity, make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", max_frames=5).run()
+    assert len(stamps_of(tmp_path / "out.mp4")) == 5
+
+
+def test_live_drops_what_is_late_and_accounts_for_it(tmp_path):
+    class Slow(Identity):
+        def translate(self, batch, first=0):
+            time.sleep(0.1)
+            return batch.clone()
+
+    source = make_video(tmp_path / "in.mp4", frames=25)
+    start = time.monotonic()
+    report = Video(Translator(Slow()), source, tmp_path / "out.mp4", live=True).run()
+    assert 0.9 < time.monotonic() - start < 3.0  # one second of video, at its own speed
+    frames = report.frames
+    assert frames["in"] == 25
+    assert frames["in"] == frames["out"] + frames["dropped"] + frames["late"]
+    assert 5 <= frames["out"] <= 13
+    shown, given = stamps_of(tmp_path / "out.mp4"), stamps_of(source)
+    assert len(shown) == frames["out"] and set(shown) <= set(given) and shown == sorted(shown)
+    assert report.stages["total"]["p50_ms"] < 250  # never behind by more than what is in work and one waiting
+
+
+def test_offline_never_drops_with_a_slow_sink(identity, tmp_path, monkeypatch):
+    wait = stream_module.FrameFolder.write
+
+    def slow(self, pts, duration):
+        time.sleep(0.02)
+        wait(self, pts, duration)
+
+    monkeypatch.setattr(stream_module.FrameFolder, "write", slow)
+    source = make_video(tmp_path / "in.mp4")
+    pairs = plan([str(source)], str(tmp_path / "frames"), Infer(suffix="jpg"), Stream())
+    report = translate(identity, pairs, Stream()).streams[0]
+    assert report.frames["out"] == FRAMES == len(list((tmp_path / "frames" / "in").iterdir()))
+
+
+def test_broken_packets_are_skipped_and_counted(identity, tmp_path):
+    whole = bytearray(make_video(tmp_path / "in.ts", frames=60).read_bytes())
+    rng = np.random.default_rng(0)
+    for start in rng.integers(len(whole) // 3, len(whole) - 400, 12):
+        whole[start : start + 300] = rng.integers(0, 256, 300, dtype=np.uint8).tobytes()
+    (tmp_path / "broken.ts").write_bytes(whole)
+    report = Video(identity, tmp_path / "broken.ts", tmp_path / "out.mp4").run()
+    assert report.frames["out"] == len(stamps_of(tmp_path / "out.mp4")) > 20
+    assert report.frames["in"] == report.frames["out"]
+
+
+def test_a_file_that_is_cut_off_is_translated_as_far_as_it_goes(identity, tmp_path):
+    whole = make_video(tmp_path / "in.mkv", frames=60).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    report = Video(identity, tmp_path / "cut.mkv", tmp_path / "out.mp4").run()
+    assert 10 < report.frames["out"] < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("empty.mp4", b"", "empty.mp4: cannot be read as a video"),
+        ("text.mp4", b"hello" * 100, "text.mp4: cannot be read as a video"),
+        ("none.mp4", None, "no such file"),
+    ],
+)
+def test_unreadable_sources_leave_nothing(model, tmp_path, capsys, name, content, match):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    assert run("infer", model, tmp_path / name, tmp_path / "out" / "x.mp4") == 2
+    assert run("infer", model, tmp_path / name, tmp_path / "D/") == 2
+    err = capsys.readouterr().err
+    assert match in err and "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_camera_that_is_not_there(model, tmp_path, capsys):
+    assert run("infer", model, "/dev/video99", tmp_path / "out.mp4") == 2
+    assert "/dev/video99: cannot be opened as a V4L2 camera: No such file" in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def wave() -> bytes:
+    """A .wav file: a second of silence."""
+    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 8036, b"WAVE", b"fmt ", 16, 1, 1, 8000, 8000, 1, 8, b"data", 8000)
+    return head + bytes([128]) * 8000
+
+
+def test_sound_alone_is_no_video(identity, tmp_path):
+    (tmp_path / "a.avi").write_bytes(wave())
+    with pytest.raises(InputError, match=r"a\.avi: has no video stream"):
+        Video(identity, tmp_path / "a.avi", tmp_path / "out.mp4").run()
+
+
+def test_no_cuda_is_said_where_it_was_asked_for(identity, tmp_path):
+    source = make_video(tmp_path / "in.mp4", frames=2)
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    with pytest.raises(EnvironmentFailed, match=r"hwaccel = cuda: .*use hwaccel = auto or none"):
+        Video(identity, source, tmp_path / "out.mp4", hwaccel="cuda").run()
+    assert Video(identity, source, tmp_path / "out.mp4", hwaccel="auto").run().frames["out"] == 2
+
+
+def test_raw_frames_through_pipes(model, tmp_path):
+    frames = np.stack([scene(i) for i in range(6)])
+    process = command("infer", model, "-", "-", "--raw", f"rgb24:{WIDTH}x{HEIGHT}@30", stdin=subprocess.PIPE)
+    out, err = process.communicate(frames.tobytes(), timeout=120)
+    assert process.returncode == 0, err
+    found = np.frombuffer(out, np.uint8).reshape(frames.shape)
+    g = load(model)
+    for i in range(6):
+        assert abs(found[i].astype(int) - g(frames[i])).max() <= 1
+
+
+def test_a_container_on_stdin_and_a_reader_that_goes_away(model, tmp_path):
+    source = make_video(tmp_path / "in.mkv", frames=200)
+    with source.open("rb") as file:
+        process = command("infer", model, "-", "-", stdin=file)
+        assert len(process.stdout.read(HEIGHT * WIDTH * 3)) == HEIGHT * WIDTH * 3
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=60) == 0, err
+    assert b"Broken" not in err and b"Traceback" not in err
+
+
+SLOW = """
+import time
+from tests.streaming.clips import Identity
+from fastpix2pix.runtime.translator import Translator
+from fastpix2pix.streaming.stream import Stream
+class Slow(Identity):
+    def translate(self, batch, first=0):
+        time.sleep(0.03)
+        return batch.clone()
+report = Stream(Translator(Slow()), {source!r}, {sink!r}).run(lambda done, total: print(done, flush=True))
+print("interrupted" if report.interrupted else "whole", report.frames["out"], flush=True)
+"""
+
+
+def start_slow(source, sink) -> subprocess.Popen:
+    """A process that takes 30 ms a frame and says how many are done."""
+    code = SLOW.format(source=str(source), sink=str(sink))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def wait_for(process: subprocess.Popen, frames: int) -> None:
+    for line in process.stdout:
+        if line.split()[0].isdecimal() and int(line) >= frames:
+            return
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_middle_the_file_is_whole(tmp_path, number):
+    source = make_video(tmp_path / "in.mp4", frames=300, sound=True)
+    process = start_slow(source, tmp_path / "out.mp4")
+    wait_for(process, 60)
+    process.send_signal(number)
+    rest = process.stdout.read()
+    assert process.wait(timeout=30) == 0
+    assert "interrupted" in rest
+    done = int(rest.split()[-1])
+    with av.open(str(tmp_path / "out.mp4")) as opened:
+        video = opened.streams.video[0]
+        assert video.frames == done < 300  # in the index: the trailer is there
+        assert len(list(opened.decode(video))) == done
+    assert packets_of(tmp_path / "out.mp4", "audio")
+
+
+def test_killed_in_the_middle_the_file_plays(tmp_path):
+    source = make_video(tmp_path / "in.mp4", frames=300)
+    process = start_slow(source, tmp_path / "out.mp4")
+    wait_for(process, 150)
+    process.kill()
+    process.wait()
+    found = stamps_of(tmp_path / "out.mp4")
+    assert len(found) > 50
+    assert found == stamps_of(source)[: len(found)]
+
+
+def test_ctrl_c_of_the_command(model, tmp_path):
+    source = make_video(tmp_path / "in.mp4", frames=3)
+    process = command("infer", model, source, "null:", "--fps", 1, stdin=subprocess.DEVNULL)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    read, write = os.pipe()  # a pipe that brings nothing
+    process = command("infer", model, "-", tmp_path / "out.mp4", stdin=read)
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    os.close(write)
+    assert process.returncode == 130, err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_both_streams_of_a_real_clip(identity, clips, tmp_path):
+    source = clips / "nasa_13013.mp4"
+    Video(identity, source, tmp_path / "best.mp4", max_frames=12).run()
+    Video(identity, source, tmp_path / "first.mp4", max_frames=12, stream=0).run()
+    with av.open(str(tmp_path / "best.mp4")) as best, av.open(str(tmp_path / "first.mp4")) as first:
+        assert (best.streams.video[0].width, best.streams.video[0].height) == (480, 270)
+        assert (first.streams.video[0].width, first.streams.video[0].height) == (320, 180)
+        assert len(best.streams.audio) == len(first.streams.audio) == 2
+    with pytest.raises(InputError, match=r"stream = 1: the video streams of .* are 0 \(320x180\), 3 \(480x270\)"):
+        Video(identity, source, tmp_path / "none.mp4", stream=1).run()
+
+
+def test_a_real_clip_keeps_everything(identity, clips, tmp_path):
+    source = clips / "bigbuckbunny_720p_5s.mp4"
+    report = Video(identity, source, tmp_path / "out.mp4").run()
+    assert report.frames["out"] == 132
+    assert stamps_of(tmp_path / "out.mp4") == stamps_of(source)
+    assert packets_of(tmp_path / "out.mp4", "audio") == packets_of(source, "audio")
+    with av.open(str(source)) as a, av.open(str(tmp_path / "out.mp4")) as b:
+        assert a.duration == b.duration
+    assert report.overlap > 0
