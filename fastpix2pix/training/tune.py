@@ -1,16 +1,15 @@
 """Choose who computes each convolution of a step, by measurement on this device.
 
 For every node and pass the candidates are compared with plain torch, then timed with all that they save or cost around
-them (plan_sites.py); the best combination is searched (plan_choice.py), and has to win once more as a whole step. What
-was measured is kept (tuning/cache.py) and continued where the time was short.
+them (plan_sites.py); the best combination is found (plan_choice.py), and has to win once more as a whole step. What was
+measured is kept (tuning/cache.py), and continued where the time was short.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,37 +22,18 @@ from ..kernels.conv_plan import ConvPlan
 from ..kernels.dispatch import environment_reasons
 from ..kernels.wgrad_plan import WgradPlan
 from ..tuning.cache import PlanCache
-from ..tuning.measure import device_ms, step_ms
+from ..tuning.measure import step_ms
 from .convolution import Plans
 from .explicit_step import ExplicitStep
 from .plan_choice import Key, Times, best_plans
-from .plan_sites import Run, Site, sites_of
+from .plan_sites import sites_of
 from .plans import static_plans
-from .precompile import compile_ahead
 from .stages import How
+from .trial_processes import process_count, verdicts
+from .trials import one_line, product_name, tables_of, trials_of
 
 Say = Callable[[str], None]
 Count = Callable[[int, int], None]  # done, of how many
-Plan = ConvPlan | WgradPlan | None
-RACERS = ("library", "static", "searched")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One thing to measure at a site."""
-
-    key: Key
-    product: str  # forward, dgrad, wgrad
-    plan: Plan
-    own: bool = False  # the input as own products read it
-    raw: bool = False  # the output left raw
-
-    @property
-    def name(self) -> str:
-        """Its key in a record."""
-        weight, images = self.key
-        plan = "library" if self.plan is None else ".".join(map(str, self.plan))
-        return f"{weight} x{images} {self.product} {plan}{' own' * self.own}{' raw' * self.raw}"
 
 
 @dataclass
@@ -62,7 +42,7 @@ class Tuned:
 
     plans: dict[Key, Plans]
     times: dict[str, float | str]  # by Trial.name: milliseconds, or why it was not timed
-    steps: dict[str, float | str]  # milliseconds of whole steps by racer
+    steps: dict[str, float | str]  # likewise of whole steps: library, static, searched
     winner: str  # of them
     complete: bool  # nothing is left to be measured
 
@@ -86,32 +66,29 @@ class Tuned:
         """One line: what was chosen and why."""
         if not self.steps:
             return "convolutions: the library's; too little was measured to choose (raise tune_minutes)"
-        own = sum(p is not None for plans in self.plans.values() for p in plans)
-        all_ = 3 * len(self.plans)
+        own = sum(plan is not None for plans in self.plans.values() for plan in plans)
         took = ", ".join(f"{n} {t:.3f} ms" if isinstance(t, float) else f"{n} failed" for n, t in self.steps.items())
-        return f"convolutions: {self.winner}, {own} of {all_} products by own kernels; whole steps: {took}"
+        return f"convolutions: {self.winner}, {own} of {3 * len(self.plans)} by own kernels; whole steps: {took}"
 
     def table(self) -> list[str]:
         """A line for every product: the library's time, the best own one, what was chosen."""
         rows = []
-        for weight, images in self.plans:
-            for product in ("forward", "dgrad", "wgrad"):
-                start = f"{weight} x{images} {product} "
+        for key, plans in self.plans.items():
+            for product, chosen in zip(Plans._fields, plans, strict=True):
+                start = product_name(key, product)
                 found = {name: t for name, t in self.times.items() if name.startswith(start)}
-                timed = {name: t for name, t in found.items() if isinstance(t, float) and " library" not in name}
-                library = found.get(f"{start}library")
-                best = min(timed, key=lambda name: timed[name], default=None)
-                chosen = getattr(self.plans[weight, images], product)
-                failed = sum(isinstance(t, str) for t in found.values())
+                library = found.pop(f"{start}library", None)
+                timed = [t for t in found.values() if isinstance(t, float)]
+                failed = len(found) - len(timed)
                 rows.append(
-                    f"{start}library {_ms(library)}, own {_ms(timed[best]) if best else 'none'}"
-                    f" -> {'library' if chosen is None else '.'.join(map(str, chosen))}"
+                    f"{start}library {_shown(library)}, own {_shown(min(timed, default=None))} -> "
+                    + ("library" if chosen is None else ".".join(map(str, chosen)))
                     + (f" ({failed} not timed)" if failed else "")
                 )
         return rows
 
 
-def _ms(t: float | str | None) -> str:
+def _shown(t: float | str | None) -> str:
     return f"{t:.4f} ms" if isinstance(t, float) else "not measured"
 
 
@@ -133,152 +110,101 @@ def tune(
     say: Say = lambda text: None,
 ) -> Tuned:
     """Measure, choose, keep. Raises EnvironmentFailed where kernels cannot run or the cache be written."""
-    cache = cache or PlanCache(device)
-    end = time.monotonic() + 60 * minutes
-    kept = None if afresh else cached(config, device, cache)
-    times = dict(kept.times) if kept else {}
-    precision = resolve_precision(config.precision, device)
     if impl == "triton" and (reasons := environment_reasons(device.type)):
         raise EnvironmentFailed(f"own kernels cannot run here: {'; '.join(reasons)}")
-    found = sites_of(config, device, precision, impl)
-    trials = [trial for site in found.sites for trial in _trials(site)]
-    sites = {site.key: site for site in found.sites}
-    if device.type == "cuda" and any(trial.name not in times for trial in trials):
-        say("convolutions: compiling candidates")
-        compile_ahead(config, device, torch.cuda.max_memory_allocated(device), (end - time.monotonic()) / 2)
-    done = 0
-    with torch.no_grad():
-        for trial in trials:
-            if trial.name not in times and time.monotonic() < end:
-                times[trial.name] = _measured(sites[trial.key], trial, device)
-            done += trial.name in times
-            count(done, len(trials))
-    complete = done == len(trials)
-    searched = best_plans(_tables(found.sites, trials, times), found.readers)
-    del found, sites
-    plans, steps, winner = _race(config, device, impl, searched, say)
+    cache, end = cache or PlanCache(device), time.monotonic() + 60 * minutes
+    kept = None if afresh else cached(config, device, cache)
+    times = dict(kept.times) if kept else {}
+    tables, searched, complete = _measure(config, device, impl, times, end, count, say)
+    plans, steps, winner = _race(config, device, impl, tables, searched)
     tuned = Tuned(plans, times, steps, winner, complete)
     cache.save(subject(config, device), tuned.as_dict())
     return tuned
 
 
-def try_all(config: Train, device: torch.device, number: int, of: int) -> None:
-    """Run every `of`-th trial once, from `number` on, so that its kernels get compiled; failures are ignored."""
-    sites = sites_of(config, device, resolve_precision(config.precision, device), "triton").sites
-    pairs = [(site, trial) for site in sites for trial in _trials(site) if trial.plan is not None]
-    for site, trial in pairs[number::of]:
-        with suppress(Exception), torch.no_grad():
-            _error(site, trial)
-            _run(site, trial)()
-
-
 def subject(config: Train, device: torch.device) -> dict[str, Any]:
     """All of a configuration that changes what a step computes, or how fast."""
-    data = {"crop_size": config.data.crop_size}
     names = ("ndf", "n_layers", "objective", "gan_loss", "batch", "pool", "graph")
     return {
         "kind": "training step",
         "generator": asdict(config.generator),
+        "crop_size": config.data.crop_size,
         "precision": resolve_precision(config.precision, device),
-        **data,
         **{name: getattr(config, name) for name in names},
     }
 
 
-def _trials(site: Site) -> Iterator[Trial]:
-    """The library first; then each plan in each form that its neighbours may leave it."""
-    key, candidates = site.key, site.candidates
-    yield Trial(key, "forward", None)
-    for plan in candidates.forward:
-        for own in site.forms():
-            yield Trial(key, "forward", plan, own)
-            if plan.splits == 1 and site.may_stay_raw():
-                yield Trial(key, "forward", plan, own, raw=True)
-    if site.goes_on:
-        yield from (Trial(key, "dgrad", plan) for plan in (None, *candidates.dgrad))
-    if site.learns:
-        yield Trial(key, "wgrad", None)
-        yield from (Trial(key, "wgrad", plan, own) for plan in candidates.wgrad for own in site.forms())
+def try_trials(
+    config: Train, device: torch.device, impl: str, names: Sequence[str]
+) -> Iterator[tuple[str, str | None]]:
+    """(name, None) before each trial of these and (name, verdict) after."""
+    trials = trials_of(sites_of(config, device, resolve_precision(config.precision, device), impl))
+    for name in names:
+        yield name, None
+        yield name, trials[name].verdict()
 
 
-def _measured(site: Site, trial: Trial, device: torch.device) -> float | str:
-    """Milliseconds; or the reason why not, where the numbers are wrong or the device refuses."""
-    try:
-        if trial.plan is not None and (wrong := _error(site, trial)):
-            return wrong
-        return device_ms(_run(site, trial), device)
-    except Exception as error:  # out of registers or memory, a compiler's failure: the library stays
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _error(site: Site, trial: Trial) -> str:
-    if isinstance(trial.plan, WgradPlan):
-        return site.wgrad_error(trial.plan, trial.own)
-    assert trial.plan is not None
-    return site.dgrad_error(trial.plan) if trial.product == "dgrad" else site.forward_error(trial.plan, trial.own)
-
-
-def _run(site: Site, trial: Trial) -> Run:
-    if trial.product == "wgrad":
-        assert not isinstance(trial.plan, ConvPlan)
-        return site.wgrad_run(trial.plan, trial.own)
-    assert not isinstance(trial.plan, WgradPlan)
-    if trial.product == "dgrad":
-        return site.dgrad_run(trial.plan)
-    return site.forward_run(trial.plan, trial.own, trial.raw)
-
-
-def _tables(sites: list[Site], trials: list[Trial], times: dict[str, float | str]) -> dict[Key, Times]:
-    """What the search reads. Where a form does not differ, one measurement stands for both."""
-    tables = {site.key: Times() for site in sites}
-    for trial in trials:
-        ms = times.get(trial.name)
-        if not isinstance(ms, float):
-            continue
-        table = tables[trial.key]
-        if isinstance(trial.plan, WgradPlan) or trial.product == "wgrad":
-            table.wgrad[trial.plan, trial.own] = ms  # type: ignore[index]
-        elif trial.product == "dgrad":
-            table.dgrad[trial.plan] = ms
-        else:
-            table.forward[trial.plan, trial.own, trial.raw] = ms
-    for site in sites:
-        table = tables[site.key]
-        if not site.goes_on:
-            table.dgrad[None] = 0.0
-        if not site.learns:  # its readers' wish alone decides
-            for plan in (None, *site.candidates.wgrad[:1]):
-                table.wgrad[plan, False] = 0.0
-        if True not in site.forms():
-            table.forward.update({(p, True, raw): ms for (p, _, raw), ms in table.forward.items() if p is not None})
-        for plan in [p for p, own in table.wgrad if p is not None and not own]:
-            if not site.learns or True not in site.forms():
-                table.wgrad[plan, True] = table.wgrad[plan, False]
-    return tables
+def _measure(
+    config: Train,
+    device: torch.device,
+    impl: str,
+    times: dict[str, float | str],  # added to
+    end: float,  # of the time, as time.monotonic() has it
+    count: Count,
+    say: Say,
+) -> tuple[dict[Key, Times], dict[Key, Plans], bool]:
+    """(all that is known, the best of it, whether nothing is left)."""
+    found = sites_of(config, device, resolve_precision(config.precision, device), impl)
+    trials = trials_of(found)
+    left = [name for name in trials if name not in times]
+    if device.type == "cuda" and left:  # a kernel may bring its process down, and compiling takes several of them
+        say(f"convolutions: {len(left)} ways to compute them are checked, then timed")
+        processes = process_count(device, torch.cuda.max_memory_allocated(device))
+        judged = verdicts(config, device, impl, left, processes, 0.7 * (end - time.monotonic()))
+        times |= {name: verdict for name, verdict in judged.items() if verdict}
+        left = [name for name in left if judged.get(name) == ""]
+    for done, name in enumerate(left):
+        if time.monotonic() > end:
+            break
+        wrong = "" if device.type == "cuda" else trials[name].verdict()
+        times[name] = wrong or trials[name].ms(device)
+        count(done + 1, len(left))
+    tables = tables_of(found, trials, times)
+    return tables, best_plans(tables, found.readers), len(times) == len(trials)
 
 
 def _race(
-    config: Train, device: torch.device, impl: str, searched: dict[Key, Plans], say: Say
+    config: Train, device: torch.device, impl: str, tables: Mapping[Key, Times], searched: dict[Key, Plans]
 ) -> tuple[dict[Key, Plans], dict[str, float | str], str]:
     """(plans, milliseconds by racer, winner): whole steps, since a sum of parts is a prediction."""
     if not searched:
         return {}, {}, "library"
-    static = static_plans(config)
+    static = {key: _known(plans, tables[key]) for key, plans in static_plans(config).items()}
     racers = {"library": dict.fromkeys(searched, Plans()), "static": static, "searched": searched}
     steps: dict[str, float | str] = {}
-    for name in RACERS:
+    for name, plans in racers.items():
         gc.collect()  # a captured step is a cycle and holds memory
         try:
-            steps[name] = _step_ms(config, device, impl, racers[name])
+            steps[name] = _step_ms(config, device, impl, plans)
         except Exception as error:
-            steps[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            say(f"convolutions: {name}: {steps[name]}")
+            steps[name] = one_line(error)
     timed = {name: ms for name, ms in steps.items() if isinstance(ms, float)}
     winner = min(timed, key=lambda name: timed[name], default="library")
     return racers[winner], steps, winner
 
 
-def _step_ms(config: Train, device: torch.device, impl: str, plans: dict[Key, Plans]) -> float:
+def _known(plans: Plans, table: Times) -> Plans:
+    """Only what was found right and timed."""
+    forward = {plan for plan, _, _ in table.forward}
+    wgrad = {plan for plan, _ in table.wgrad}
+    return Plans(
+        plans.forward if plans.forward in forward else None,
+        plans.dgrad if plans.dgrad in table.dgrad else None,
+        plans.wgrad if plans.wgrad in wgrad else None,
+    )
+
+
+def _step_ms(config: Train, device: torch.device, impl: str, plans: Mapping[Key, Plans]) -> float:
     state = ExplicitStep(replace(config, step="explicit", graph="off"), device, How(plans, impl))
     size, generator = config.data.crop_size, config.generator
     draws = torch.Generator().manual_seed(1)

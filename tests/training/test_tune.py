@@ -1,16 +1,21 @@
 """Measured choice of convolutions: the whole way with plain kernels, single sites with Triton's."""
 
 import dataclasses
+import sys
+import time
 
 import pytest
 import torch
 
 from fastpix2pix.config import train_config
 from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.training import trials as trials_file
 from fastpix2pix.training import tune as tuning
 from fastpix2pix.training.plan_sites import sites_of
 from fastpix2pix.training.plans import static_plans
 from fastpix2pix.training.step import build_state, choose_convolutions
+from fastpix2pix.training.trial_processes import verdicts
+from fastpix2pix.training.trials import Trial, trials_of
 from fastpix2pix.training.tune import Tuned, cached, tune
 from fastpix2pix.tuning.cache import PlanCache
 
@@ -54,8 +59,8 @@ def test_a_second_call_goes_on_where_the_first_ended(config, cache, monkeypatch)
     assert first.plans == {}
     assert "too little" in first.summary()
     measured = []
-    real = tuning.device_ms
-    monkeypatch.setattr(tuning, "device_ms", lambda run, device: measured.append(run) or real(run, device))
+    real = trials_file.device_ms
+    monkeypatch.setattr(trials_file, "device_ms", lambda run, device: measured.append(run) or real(run, device))
     second = tune(config, DEVICE, 5, impl="reference", cache=cache)
     assert len(measured) == len(second.times)
     assert tune(config, DEVICE, 5, impl="reference", cache=cache).times == second.times
@@ -72,11 +77,11 @@ def test_another_batch_is_another_subject(config, cache):
 
 
 def test_a_plan_that_fails_is_not_timed(config, cache, monkeypatch):
-    monkeypatch.setattr(tuning, "_error", lambda site, trial: "y is off by 3 times the allowed error")
+    monkeypatch.setattr(Trial, "_error", lambda trial: "y is off by 3 times the allowed error")
     found = tune(config, DEVICE, 5, impl="reference", cache=cache)
     failed = [name for name, t in found.times.items() if isinstance(t, str)]
     assert all(("library" in name) == (name not in failed) for name in found.times)
-    assert all(not any(plans) for plans in found.plans.values()) or found.winner == "static"
+    assert not any(plan for plans in found.plans.values() for plan in plans[:2])  # of wgrad, some are never taken
 
 
 SITES = [
@@ -89,14 +94,41 @@ SITES = [
 def test_candidates_are_right_and_timed(config, site):
     """Every form of a product where it stands, by Triton."""
     weight, images, product = site
-    sites = {s.key: s for s in sites_of(config, DEVICE, "fp32", "triton").sites}
-    here = sites[weight, images]
-    trials = [t for t in tuning._trials(here) if t.product == product]
+    every = trials_of(sites_of(config, DEVICE, "fp32", "triton")).values()
+    trials = [t for t in every if t.site.key == (weight, images) and t.product == product]
     assert trials[0].plan is None
-    assert len({t.name for t in trials}) == len(trials)
-    with torch.no_grad():
-        for trial in [trials[0], trials[-1]]:
-            assert isinstance(tuning._measured(here, trial, DEVICE), float), trial
+    for trial in [trials[0], trials[-1]]:
+        assert trial.verdict() == "", trial.name
+        assert isinstance(trial.ms(DEVICE), float), trial.name
+
+
+def test_trials_are_judged_in_processes(config):
+    """The real process, with plain kernels; the share of each is asked of it alone."""
+    names = list(trials_of(sites_of(config, DEVICE, "fp32", "reference")))[:7]
+    assert verdicts(config, DEVICE, "reference", names, 2, 60) == dict.fromkeys(names, "")
+
+
+FALLS = """
+import json, os, sys
+for name in json.load(sys.stdin)["names"]:
+    print("try", name, flush=True)
+    if name == "b":
+        os._exit(9)
+    print("is", "wrong" if name == "c" else "", flush=True)
+    if name == "d":
+        import time; time.sleep(60)
+"""
+
+
+def test_a_process_that_falls_or_hangs_takes_one_trial_with_it(config):
+    start = time.monotonic()
+    found = verdicts(config, DEVICE, "triton", ["a", "b", "c", "d", "e"], 1, 5, command=[sys.executable, "-c", FALLS])
+    assert found == {"a": "", "b": "its process ended with 9", "c": "wrong", "d": ""}
+    assert time.monotonic() - start < 20
+
+
+def test_a_process_that_cannot_start_judges_nothing(config):
+    assert verdicts(config, DEVICE, "triton", ["a", "b"], 2, 30, command=[sys.executable, "-c", "1 / 0"]) == {}
 
 
 def test_the_librarys_plans_train_as_the_state_without_plans(config):

@@ -1,0 +1,95 @@
+"""Try the candidates of a step in processes of their own: several compile at once, filling Triton's cache, and a kernel
+that brings its process down is only found wrong.
+
+python -m fastpix2pix.training.trial_processes DEVICE IMPL < {"config": ..., "names": [...]}    a line around each
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import torch
+
+from ..config import Train, from_record
+
+_MOST = 8
+_CONTEXT = 1 << 30  # bytes of GPU memory that a process takes beside its tensors
+_MODULE = __name__  # "__main__" in the process itself
+START, VERDICT = "try", "is"
+
+
+def process_count(device: torch.device, tensors: int) -> int:
+    """How many may run at once. `tensors`: bytes of GPU memory that one needs."""
+    if device.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(_MOST, (os.cpu_count() or 1) // 2, free // (tensors + _CONTEXT)))
+
+
+def verdicts(
+    config: Train,
+    device: torch.device,
+    impl: str,
+    names: Sequence[str],  # of trials
+    processes: int,
+    seconds: float,
+    command: Sequence[str] | None = None,  # default: this module
+) -> dict[str, str]:
+    """For each trial that was reached: "" where its numbers are right, else why it may not be used."""
+    found: dict[str, str] = {}
+    command = command or [sys.executable, "-m", _MODULE, str(device), impl]
+    end = time.monotonic() + seconds
+    with ThreadPoolExecutor(processes) as pool:
+        shares = [names[number::processes] for number in range(processes)]
+        for future in [pool.submit(_share, command, config, share, end, found) for share in shares]:
+            future.result()
+    return found
+
+
+def _share(command: Sequence[str], config: Train, names: Sequence[str], end: float, found: dict[str, str]) -> None:
+    """One process after the other, until every name has its verdict or the time is up."""
+    left = list(names)
+    while left and time.monotonic() < end:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        alarm = threading.Timer(max(0.0, end - time.monotonic()), process.kill)
+        alarm.start()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"config": asdict(config), "names": left}).encode())
+        process.stdin.close()
+        trying = None
+        for line in process.stdout:
+            word, _, rest = line.decode().rstrip("\n").partition(" ")
+            if word == START:
+                trying = rest
+            elif word == VERDICT and trying is not None:
+                found[trying], trying = rest, None
+        code = process.wait()
+        alarm.cancel()
+        if trying is not None and time.monotonic() < end:
+            found[trying] = f"its process ended with {code}"
+        reached = [name for name in left if name in found]
+        left = left[len(reached) :]
+        if not reached:  # it does not even start: the caller tries nothing
+            return
+
+
+def main(device: str, impl: str) -> None:
+    """Try what stdin names."""
+    from .tune import try_trials
+
+    given = json.load(sys.stdin)
+    config = from_record(Train, given["config"])
+    for name, verdict in try_trials(config, torch.device(device), impl, given["names"]):
+        print(START if verdict is None else VERDICT, name if verdict is None else verdict, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
