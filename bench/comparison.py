@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 from .devices import Setting
 from .report import Mismatch, Skipped, Values
 from .roofline import Device
-from .timing import Ratio, Run, Timing, interleaved
+from .timing import Ratio, Run, Timing, interleaved, sample_ms
 
-PARTS = ("kernels", "layers", "steps", "loader", "engines", "frames", "video", "startup")
+SECONDS = 8.0  # of timing, about, for a comparison
+PARTS = ("kernels", "layers", "steps", "loader", "engines", "frames", "startup")
 Make = Callable[[], Run]  # builds one way and proves it right: Mismatch where it is not, Skipped where it cannot be had
 
 
@@ -39,9 +40,7 @@ class Comparison:
         return f"{self.part}/{self.name}"
 
 
-def measure(
-    comparison: Comparison, at: Setting, peaks: Device | None, *, slow: bool = True, plant: int = 1
-) -> Values:
+def measure(comparison: Comparison, at: Setting, peaks: Device | None, *, slow: bool = True, plant: int = 1) -> Values:
     """One row of a record: {part, name, status, reason, ours, baseline, images, floor_ms, ways}.
 
     status is "failed" where ours or the baseline computes something else or raises, "skipped" where one of the two
@@ -71,12 +70,15 @@ def measure(
     for status in ("skipped", "failed"):
         if reasons := [f"{name}: {ways[name][status]}" for name in required if status in ways.get(name, {})]:
             row |= {"status": status, "reason": "; ".join(reasons)}
-    return row | {"ways": {name: ways.get(name, {"skipped": "ours or the baseline is missing"}) for name in comparison.ways}}
+    return row | {
+        "ways": {name: ways.get(name, {"skipped": "ours or the baseline is missing"}) for name in comparison.ways}
+    }
 
 
 def _times(comparison: Comparison, runs: dict[str, Run], at: Setting) -> dict[str, Values]:
     found: dict[str, Values] = {}
-    times = interleaved(runs, at.device, at.rounds, at.sample_s)
+    rounds = rounds_within(runs.values(), at, SECONDS)
+    times = interleaved(runs, at.device, rounds, at.sample_s)
     base = times[comparison.baseline]
     for name, timing in times.items():
         if not isinstance(timing, Timing):
@@ -90,6 +92,12 @@ def _times(comparison: Comparison, runs: dict[str, Run], at: Setting) -> dict[st
             values["ratio"] = Ratio.of(timing.values, base.values)._asdict()
         found[name] = values
     return found
+
+
+def rounds_within(runs: Iterable[Run], at: Setting, seconds: float) -> int:
+    """Rounds over all of the runs that take about so long: 5 at least, at.rounds at most."""
+    one = sum(max(sample_ms(run, 1, at.device) / 1e3, at.sample_s) for run in runs)
+    return max(min(5, at.rounds), min(at.rounds, int(seconds / one)))
 
 
 def planted(run: Run, times: int) -> Run:

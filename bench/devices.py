@@ -33,6 +33,7 @@ class Setting(NamedTuple):
     rounds: int  # of interleaved timing
     sample_s: float  # seconds one timing sample lasts, at least
     compile_backend: str
+    scale: str = "full"  # full, short or smoke: bench_setting
 
     def config(self, batch: int, **options: Any) -> Train:
         """Training options of this setting."""
@@ -51,14 +52,14 @@ def bench_setting(device: torch.device, scale: str) -> Setting:
     """Of the comparisons. full: the paper's networks on a GPU, on a CPU smaller ones that two cores train in seconds;
     short: what a gate has time for; smoke: once each, to see that it runs."""
     if scale == "smoke":
-        return setting(device, True)._replace(batches=(1, 2), rounds=2)
+        return setting(device, True)._replace(rounds=2, scale="smoke")
     if device.type == "cuda":
-        batches, rounds = ((1, 16, 64), 15) if scale == "full" else ((1, 8), 15)
-        return setting(device, False)._replace(batches=batches, rounds=rounds, sample_s=0.05)
+        batches, rounds = ((1, 16, 64), 15) if scale == "full" else ((1, 8), 25)
+        return setting(device, False)._replace(batches=batches, rounds=rounds, sample_s=0.05, scale=scale)
     middle: dict[str, Any] = {"depth": 7, "ngf": 32, "ndf": 32, "crop_size": 128}
     small = middle | {"ngf": 8, "ndf": 8}
-    options, batches, rounds = (middle, (1, 4), 9) if scale == "full" else (small, (1, 2), 15)
-    return Setting(device, batches, options, 0, (1024, 4096), rounds, 0.03, "inductor")
+    options, batches, rounds = (middle, (1, 4), 9) if scale == "full" else (small, (1, 2), 25)
+    return Setting(device, batches, options, 0, (1024, 4096), rounds, 0.02, "inductor", scale)
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     except ImportError:
         triton_version = None
     found = {
-        "device": _processor(),
+        "device": machine(),
         "capability": None,
         "memory_gib": None,
         "driver": None,
@@ -94,15 +95,15 @@ def facts(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def _processor() -> str:
-    """What the CPU calls itself, without frequency; its architecture where it does not say."""
+def machine() -> str:
+    """What the CPU calls itself, without its frequency, and its cores."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     except OSError:
         found = None
     name = found[1].split("@")[0].strip() if found else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def commit() -> str:

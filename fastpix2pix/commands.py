@@ -114,12 +114,18 @@ class InferCommand:
     def _images(self, sources: list[str], sink: str) -> int:
         from .console import Progress
         from .interrupt import Interrupt
+        from .profiling import Profile, ProfiledEngine
         from .runtime.translate import translate_files
 
         with ExitStack() as opened:
             stop = opened.enter_context(Interrupt())
             g, progress = self._load(opened, stop), opened.enter_context(Progress("infer"))
+            folder = self.translation.profile
+            profile = opened.enter_context(Profile(Path(folder) if folder else None, skipped=2))
+            g.engine = ProfiledEngine(g.engine, profile) if folder else g.engine
             summary = translate_files(g, sources, sink, self.translation, progress.count, stop)
+        for line in profile.lines():
+            say(line)
         say(f"{summary.count} images in {summary.seconds:.1f} s -> {sink}")
         return 0 if stop.signal is None else 128 + stop.signal
 
@@ -128,6 +134,8 @@ class InferCommand:
         from .interrupt import Interrupt
         from .streaming.stream import plan, translate
 
+        if self.translation.profile:
+            raise InputError("profile: traces translations of images; of a video, --stats has the time of every stage")
         pairs = plan(sources, sink, self.translation, self.streaming)
         with ExitStack() as opened:
             stop = opened.enter_context(Interrupt())

@@ -165,6 +165,7 @@ class Train:
     best_by: Literal["l1", "psnr", "ssim", "match"] = "l1"  # validation metric that chooses the best model
     check_data: bool = True  # decode every image before the first step and name the broken ones
     tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
+    profile: bool = False  # trace a few early steps into the run's profile/: trace, top kernels, launches and bytes
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -240,6 +241,7 @@ class Infer:
     side_by_side: bool = False  # write input | output into one picture
     suffix: str | None = None  # file type in a folder sink: png (images), mp4 (videos), or a video's frames as png
     overwrite: bool = False  # replace outputs that exist
+    profile: str | None = None  # folder for a trace of a few translations of images, top kernels, launches and bytes
 
     def __post_init__(self) -> None:
         _check_choices(self)

@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"runtime"},
     {"data", "model"},
-    {"console"},
+    {"console", "profiling"},
     {"tuning"},
     {"device", "files", "interrupt", "kernels", "_native"},
     {"config"},

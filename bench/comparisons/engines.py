@@ -5,6 +5,7 @@ All translate the same picture to within the gate's tolerance of the fp32 genera
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from functools import cache, partial
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastpix2pix.building.onnx_graph import export_onnx
-from fastpix2pix.config import Form, Generator, Modes
+from fastpix2pix.config import Form, Generator, Modes, Train
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.model import Unet, build_generator
 from fastpix2pix.runtime.engine import Engine, TorchEngine
@@ -34,10 +35,10 @@ MEAN = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.005}  # mean difference from the f
 
 def comparisons(at: Setting) -> Iterator[Comparison]:
     """Stored statistics at every batch size, the image's own at batch 1; on a CPU, the paper's generator at batch 1."""
-    for batch in at.batches:
+    for batch in sorted({*at.batches, *((1, 2, 4, 8) if at.scale == "full" else ())}):
         yield _comparison(at, "running", batch)
     yield _comparison(at, "image", 1)
-    if at.device.type != "cuda" and at.config(1).generator.ngf >= 32:
+    if at.device.type != "cuda" and at.scale == "full":
         paper = at._replace(options={})
         for statistics in ("running", "image"):
             yield _comparison(paper, statistics, 1, ", unet_256")
@@ -48,26 +49,28 @@ def _comparison(at: Setting, statistics: str, batch: int, note: str = "") -> Com
     fast = "fp16" if half else "fp32"
     modes = Modes(norm_stats=statistics)  # type: ignore[arg-type]
     made = partial(_checked, at, modes, batch)
-    channels_last = {"memory_format": torch.channels_last}
+    nhwc = torch.channels_last
 
-    def plain(dtype: torch.dtype = torch.float32, **options: torch.memory_format) -> Translate:
-        return plain_translate(_net(config.generator), statistics, at.device, dtype, **options)
+    def plain(
+        dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> Translate:
+        return plain_translate(_net(config.generator), statistics, at.device, dtype, memory_format)
 
     def compiled(mode: str | None) -> Translate:
         torch._dynamo.reset()
-        translate = plain(torch.float16 if half else torch.float32, **channels_last)
+        translate = plain(torch.float16 if half else torch.float32, nhwc)
         return torch.compile(translate, backend=at.compile_backend, mode=mode, dynamic=False)
 
     ways: dict[str, Make] = {
         PLAIN: partial(made, plain, "fp32"),
-        "eager fp32 channels-last": partial(made, partial(plain, **channels_last), "fp32"),
+        "eager fp32 channels-last": partial(made, partial(plain, memory_format=nhwc), "fp32"),
         "torch engine fp32": partial(made, partial(_engine, TorchEngine, at, modes, "fp32"), "fp32"),
         f"ONNX engine {'' if not half else 'fp32'}".strip(): partial(made, partial(_onnx, at, modes, batch), "fp32"),
     }
-    if statistics == "running":
+    if statistics == "running" and batch == at.batches[0]:
         ways["ONNX Runtime, plain export"] = partial(made, partial(_plain_onnx, at, batch), "fp32")
     if half:
-        ways["eager fp16 channels-last"] = partial(made, partial(plain, torch.float16, **channels_last), fast)
+        ways["eager fp16 channels-last"] = partial(made, partial(plain, torch.float16, nhwc), fast)
         ways["eager fp16, CUDA graph"] = partial(made, partial(_graphed, at, batch, plain), fast)
         ways["torch engine bf16"] = partial(made, partial(_engine, TorchEngine, at, modes, "bf16"), "bf16")
         ways["Triton engine fp16"] = partial(made, partial(_engine, TritonEngine, at, modes, "fp16"), "fp16")
@@ -119,19 +122,22 @@ def _checked(at: Setting, modes: Modes, batch: int, make: object, precision: str
 
 
 def _engine(kind: type[TorchEngine] | type[TritonEngine], at: Setting, modes: Modes, precision: str) -> Translate:
-    import copy
-
     engine: Engine = kind(copy.deepcopy(_net(at.config(1).generator)), modes, at.device, precision)
     return engine.translate
 
 
 def _onnx(at: Setting, modes: Modes, batch: int) -> Translate:
-    config = at.config(batch)
+    return OnnxEngine(_exported(at.config(1), modes), at.device).translate
+
+
+@cache
+def _exported(config: Train, modes: Modes) -> bytes:
+    """One graph for every batch size."""
     size = config.data.crop_size
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        export_onnx(_net(config.generator), modes, file, Form(batch=batch, height=size, width=size), record={})
-        return OnnxEngine(file, at.device).translate
+        export_onnx(_net(config.generator), modes, file, Form(batch=None, height=size, width=size), record={})
+        return file.read_bytes()
 
 
 def _plain_onnx(at: Setting, batch: int) -> Translate:

@@ -45,11 +45,11 @@ def _comparison(layer: Layer, at: Setting) -> Comparison:
         return rotating(make, 4)
 
     def ours() -> Run:
-        results = [
+        first, second = (
             aten_forward(*arrays(0, memory_format), layer.node)
             for memory_format in (torch.channels_last, torch.contiguous_format)
-        ]
-        require_close(layer.name, *results, CLOSE[dtype])
+        )
+        require_close(layer.name, first, second, CLOSE[dtype])
         return run_in(torch.channels_last)
 
     def floor_ms(device: Device) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from fastpix2pix.data.synthetic import write_demo_set
 from fastpix2pix.training.step import build_state
 
 from ..baselines import PlainPairs, StandardStep
-from ..comparison import Comparison, require_close
+from ..comparison import Comparison, Make, require_close
 from ..devices import Setting
 from ..timing import Run
 
 OURS, PLAIN = "ours", "PIL DataLoader"
 PAIRS = 8  # painted; more files would only be more of the same
-EACH = 2 * CHUNK  # pairs of one call: whole chunks, of which the loader here gives the batches away one by one
+EACH = CHUNK  # pairs of one call: a chunk, whose batches the loader here gives away one by one
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # endless; (x, y) [N, 3, H, W] fp32 in [-1, 1] on the device
 
 
@@ -37,11 +37,13 @@ def comparisons(at: Setting) -> Iterator[Comparison]:
     """Loading alone, in and beside the process; then training from files."""
     batch = at.batches[-1]
     for workers in (0, 2):
-        ways = {
-            OURS: lambda w=workers: _loading(at, batch, w, _checked_ours(at, batch, w)),
-            PLAIN: lambda w=workers: _loading(at, batch, w, _plain(at, batch, w)),
+        ways: dict[str, Make] = {
+            OURS: partial(_loading, at, batch, workers, _checked_ours),
+            PLAIN: partial(_loading, at, batch, workers, _plain),
         }
         yield Comparison("loader", f"batch {batch}, {workers} workers", ways, OURS, PLAIN, images=EACH)
+    if at.scale == "short":  # loader and step are in it apart
+        return
     ways = {
         OURS: lambda: _training(at, _checked_ours(at, batch, 2), standard=False),
         PLAIN: lambda: _training(at, _plain(at, batch, 2), standard=True),
@@ -115,8 +117,8 @@ def _checked_ours(at: Setting, batch: int, workers: int) -> Batches:
     return _ours(at, batch, workers)
 
 
-def _loading(at: Setting, batch: int, workers: int, batches: Batches) -> Run:
-    iterator = batches()
+def _loading(at: Setting, batch: int, workers: int, batches: Callable[[Setting, int, int], Batches]) -> Run:
+    iterator = batches(at, batch, workers)()
 
     def run() -> None:
         for _ in range(EACH // batch):

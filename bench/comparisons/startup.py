@@ -21,6 +21,8 @@ def comparisons(at: Setting) -> Iterator[Comparison]:
     yield Comparison(
         "startup", "import fastpix2pix", {"ours": _process("import fastpix2pix"), BARE: bare}, "ours", BARE
     )
+    if at.scale == "short":  # importing torch takes seconds
+        return
     training = _process("import fastpix2pix.training.loop")
     ways = {"ours": training, "import torch": _process("import torch")}
     yield Comparison("startup", "import fastpix2pix.training.loop", ways, "ours", "import torch")

@@ -37,7 +37,7 @@ def comparisons(at: Setting) -> Iterator[Comparison]:
     """Every batch size; on a CPU, the paper's own networks at batch 1 as well."""
     for batch in at.batches:
         yield _comparison(at, batch)
-    if at.device.type != "cuda" and at.config(1).generator.ngf >= 32:
+    if at.device.type != "cuda" and at.scale == "full":
         paper = at._replace(options={})
         yield _comparison(paper, 1, ", unet_256")
 

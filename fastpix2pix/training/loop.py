@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..errors import EnvironmentFailed, InputError
 from ..files import make_folder
 from ..interrupt import Interrupt
 from ..model.weights import save_network
+from ..profiling import Profile, named_blocks
 from . import checkpoint, record, report, schedule
 from .clock import Clock
 from .state import LOSSES, State
@@ -116,12 +118,13 @@ class _Run:
         saved = validated = self.step  # the steps at which the state was last written and measured
         last_save = began
         stopped = "done"
-        with closing(self._batches()) as batches:
+        with closing(self._batches()) as batches, self._profiled() as profile:
             while self.step < self.total:
-                with clock.loading():
+                with clock.loading(), profile.range("load"):
                     batch = next(batches)
                 before = self.epochs
-                self._train(batch, before)
+                profile.run("step", partial(self._train, batch, before))
+                profile.advance()
                 if self.step % config.log_steps == 0:
                     self._log(clock)
                 with clock.away():
@@ -163,6 +166,18 @@ class _Run:
             device=self.device,
         )
         return training_batches(feed)
+
+    @contextmanager
+    def _profiled(self) -> Iterator[Profile]:
+        """A profile of the first steps where the run asks for one; it says what it found."""
+        if not self.config.profile:
+            yield Profile(None)
+            return
+        nets = {"generator": self.state.generator, "discriminator": self.state.discriminator}
+        with named_blocks(**nets), Profile(self.out / "profile") as profile:
+            yield profile
+        for line in profile.lines():
+            self.progress.say(line)
 
     def _train(self, batch: Batch, epochs: int) -> None:
         lr = schedule.rate(self.config, epochs)

@@ -37,6 +37,7 @@ CHANGEABLE = frozenset(
             "keep_checkpoints",
             "check_data",
             "tensorboard",
+            "profile",
             "loader",
             "workers",
             "tune_minutes",
