@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import av
 import av.error
+from av.bitstream import BitStreamFilterContext
 from av.codec import Codec
 
 from ..config import Stream
@@ -26,7 +27,7 @@ _CODECS: dict[str, tuple[int, dict[str, str]]] = {
 }
 _LIVE = {"libx264": {"tune": "zerolatency"}, "libx265": {"tune": "zerolatency"}, "libsvtav1": {"preset": "12"}}
 # An mp4 in pieces of a second that becomes an ordinary one at the end; flushed, so that a kill leaves a playable file.
-# delay_moov keeps the timestamps of encoders that reorder pictures.
+# delay_moov keeps the timestamps of sound that begins before 0.
 _PIECES = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
 _IN_PIECES = {".mp4", ".mov", ".m4v"}
 _FORMATS = {"rtmp": "flv", "rtmps": "flv", "rtsp": "rtsp", "rtsps": "rtsp", "rtp": "rtp_mpegts"}  # others: mpegts
@@ -45,6 +46,7 @@ class Encoder:
         # others are converted by FFmpeg from what the runtime gives
         self.pixels = NATIVE.get(self._format, "rgb")
         self.even = any(word in self._format for word in ("420", "nv12", "422"))
+        self._in_pieces = suffix in _IN_PIECES and not is_url(address)
         self.written = 0
         self._container: Any = None
 
@@ -62,22 +64,18 @@ class Encoder:
     def open(self, media: Media) -> None:
         """Write the header. Raises InputError for what the container does not take, EnvironmentFailed for the disk."""
         url = is_url(self._address)
-        pieces = Path(self._address).suffix.lower() in _IN_PIECES
         if not url:
             make_folder(Path(self._address).parent)
         format_ = _FORMATS.get(urlsplit(self._address).scheme, "mpegts") if url else None
         try:
             timeout = self._options.timeout if url else None
-            options = _PIECES if pieces and not url else {}
+            options = _PIECES if self._in_pieces else {}
             self._container = av.open(self._address, "w", format=format_, options=options, timeout=timeout)
             self._add_streams(media)
             self._container.start_encoding()
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, InputError) as error:
             self._discard()
-            raise self._failed(error) from None
-        except ValueError as error:  # PyAV's own, for an unknown suffix or a codec that does not go into a container
-            self._discard()
-            raise InputError(f"{self.name}: {error}") from None
+            raise (error if isinstance(error, InputError) else self._failed(error)) from None
         self._media = media
 
     def _add_streams(self, media: Media) -> None:
@@ -89,25 +87,35 @@ class Encoder:
             raise InputError(f"quality = {self._options.quality}: is for {', '.join(_CODECS)}")
         if self._options.live:
             settings = settings | _LIVE.get(self.codec, {})
-        if self.codec not in self._container.supported_codecs:
+        if not self._takes(self.codec):
             raise InputError(f"{self.name}: this container does not take {self.codec}; use .mkv, or another --codec")
         video = self._container.add_stream(self.codec, rate=media.rate, options=settings)
         video.width, video.height, video.pix_fmt = media.width, media.height, self._format
         context = video.codec_context
         context.time_base = media.time_base
+        if self._in_pieces:
+            context.max_b_frames = 0  # FFmpeg writes a wrong length where pictures are reordered across the last piece
         context.gop_size = max(1, round(_KEYFRAME_SECONDS * media.rate))
         context.colorspace, context.color_range, context.color_primaries, context.color_trc = media.colour.tags
         if media.aspect:
             context.sample_aspect_ratio = media.aspect
         self._video = video
-        self._sound = {}
+        self._sound: dict[int, tuple[Any, BitStreamFilterContext | None]] = {}
         for stream in media.sound:
-            if stream.codec_context is None or stream.codec_context.name not in self._container.supported_codecs:
-                what = getattr(stream.codec_context, "name", "of an unknown codec")
+            name = stream.codec_context.name
+            if not self._takes(name):
                 raise InputError(
-                    f"{self.name}: the sound ({what}) cannot be copied into this container; use .mkv, or --audio none"
+                    f"{self.name}: the sound ({name}) cannot be copied into this container; use .mkv, or --audio none"
                 )
-            self._sound[stream.index] = self._container.add_stream_from_template(stream)
+            copied = self._container.add_stream_from_template(stream)
+            framed = name == "aac" and not stream.codec_context.extradata and self._container.format.name != "mpegts"
+            # AAC of a transport stream has a header in every packet, which other containers have once
+            unframe = BitStreamFilterContext("aac_adtstoasc", stream) if framed else None
+            self._sound[stream.index] = copied, unframe
+
+    def _takes(self, codec: str) -> bool:
+        """Whether the container does; of MPEG's streams FFmpeg names the defaults only."""
+        return self._container.format.name in ("mpeg", "mpegts") or codec in self._container.supported_codecs
 
     def target(self) -> Planes:
         """Memory for the next picture: the encoder may still be reading the last one."""
@@ -127,8 +135,11 @@ class Encoder:
     def sound(self, packet: Any) -> None:
         """Copy a packet."""
         if packet.stream.index in self._sound:
-            packet.stream = self._sound[packet.stream.index]
-            self._mux([packet])
+            stream, unframe = self._sound[packet.stream.index]
+            packets = unframe.filter(packet) if unframe else [packet]
+            for one in packets:
+                one.stream = stream
+            self._mux(packets)
 
     def close(self) -> None:
         """Flush the encoder and write the trailer; a file without one picture is removed."""
@@ -163,5 +174,5 @@ class Encoder:
     def _failed(self, error: av.error.FFmpegError) -> Exception:
         what = error.strerror or type(error).__name__
         if isinstance(error, av.error.MuxerNotFoundError | av.error.ArgumentError | av.error.InvalidDataError):
-            return InputError(f"{self.name}: cannot be written with {self.codec}: {what}")
+            return InputError(f"{self.name}: cannot be written with {self.codec}: {what}; use .mp4 or .mkv")
         return EnvironmentFailed(f"cannot write {self.name}: {what}")

@@ -153,7 +153,8 @@ class FFmpegSource:
         if self._video.codec_context is None:
             raise InputError(f"{self.name}: PyAV's FFmpeg has no decoder for stream {self._video.index}")
         self._video.thread_type = "SLICE" if self.live or self._options.live else "AUTO"  # frame threads add latency
-        self._sound = tuple(self._container.streams.audio) if self._options.audio == "all" else ()
+        audio = self._container.streams.audio if self._options.audio == "all" else ()
+        self._sound = tuple(one for one in audio if one.codec_context and one.codec_context.sample_rate)  # with content
 
     def _media(self) -> Media:
         video, colour = self._video, self._colour

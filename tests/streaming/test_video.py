@@ -75,6 +75,26 @@ def test_sound_is_copied_bit_by_bit_or_left_out(identity, tmp_path):
     assert not (tmp_path / "out.webm").exists()
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_sound_of_a_transport_stream(identity, tmp_path, suffix):
+    """Its AAC has headers that other containers do not want."""
+    source = make_video(tmp_path / "in.ts", frames=40, sound=True)
+    Video(identity, source, tmp_path / f"out{suffix}").run()
+
+    def samples(path: Path) -> int:
+        with av.open(str(path)) as opened:
+            return sum(frame.samples for frame in opened.decode(audio=0))
+
+    assert samples(tmp_path / f"out{suffix}") == samples(source) > 0
+
+
+@pytest.mark.parametrize("frames", [1, 2, 25, 26, 27, 51])
+def test_an_mp4_in_pieces_shows_its_last_picture(identity, tmp_path, frames):
+    source = make_video(tmp_path / "in.mkv", frames=frames)
+    Video(identity, source, tmp_path / "out.mp4").run()
+    assert len(stamps_of(tmp_path / "out.mp4")) == frames
+
+
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "gray"])
 @pytest.mark.parametrize("tags", [(1, 1), (6, 1), (1, 2), (6, 2)], ids=["709", "601", "709 full", "601 full"])
 def test_colours_come_through_before_encoding(identity, tmp_path, pixels, tags):

@@ -1,0 +1,159 @@
+"""Sources over a network, from a server of our own on the loopback: stalls, passwords, what playlists may name."""
+
+import base64
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+
+import pytest
+
+from fastpix2pix import cli
+from fastpix2pix.errors import EnvironmentFailed
+from fastpix2pix.streaming.stream import Stream as Video
+from tests.streaming.clips import FRAMES, make_video, stamps_of
+
+Answer = Callable[[BaseHTTPRequestHandler, int], None]  # (request, number of the request)
+
+
+@pytest.fixture
+def server():
+    """`server(answer)` -> address of a server that answers so."""
+    opened, over = [], threading.Event()
+
+    def start(answer: Answer) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            count = 0
+
+            def do_GET(self) -> None:
+                number, Handler.count = Handler.count, Handler.count + 1
+                self.over = over
+                with suppress(OSError):
+                    answer(self, number)
+
+            def log_message(self, *rest) -> None:
+                pass
+
+        made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        made.daemon_threads = True
+        opened.append(made)
+        threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True).start()
+        return f"127.0.0.1:{made.server_address[1]}"
+
+    yield start
+    over.set()
+    for one in opened:
+        one.shutdown()
+        one.server_close()
+
+
+def send(request: BaseHTTPRequestHandler, body: bytes, length: int | None = None) -> None:
+    request.send_response(200)
+    request.send_header("Content-Type", "video/mp2t")
+    request.send_header("Content-Length", str(length or len(body)))
+    request.end_headers()
+    request.wfile.write(body)
+    request.wfile.flush()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> bytes:
+    return make_video(tmp_path_factory.mktemp("clip") / "in.ts", frames=FRAMES).read_bytes()
+
+
+def test_a_video_by_http_with_a_password_that_is_never_shown(server, model, clip, tmp_path, capsys):
+    asked = []
+
+    def answer(request, number):
+        asked.append(request.headers.get("Authorization"))
+        if asked[-1] is None:
+            request.send_response(401)
+            request.send_header("WWW-Authenticate", 'Basic realm="x"')
+            request.end_headers()
+        else:
+            send(request, clip)
+
+    url = f"http://user:secret@{server(answer)}/in.ts"
+    assert cli.main(["infer", str(model), url, str(tmp_path / "out.mp4"), "--stats", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert "secret" not in out + err and "user:***@127.0.0.1" in out and "user:***@" in err
+    assert "Basic " + base64.b64encode(b"user:secret").decode() in asked
+    assert len(stamps_of(tmp_path / "out.mp4")) == FRAMES
+
+
+def test_what_cannot_be_opened_is_named_without_the_password(server, model, tmp_path, capsys):
+    closed = "127.0.0.1:9"
+    missing = server(lambda request, number: request.send_error(404))
+    for host, says in ((closed, "Connection refused"), (missing, "404")):
+        line = ["infer", str(model), f"http://user:secret@{host}/x.ts", str(tmp_path / "out.mp4")]
+        assert cli.main(line) == 3
+        err = capsys.readouterr().err
+        assert f"user:***@{host}/x.ts: cannot be opened: " in err and says in err and "secret" not in err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_stall_is_waited_for(server, identity, clip, tmp_path):
+    def answer(request, number):
+        send(request, clip[: len(clip) // 2], len(clip))
+        time.sleep(3.0)  # longer than one read may take
+        request.wfile.write(clip[len(clip) // 2 :])
+
+    report = Video(identity, f"http://{server(answer)}/in.ts", tmp_path / "out.mp4", timeout=20.0).run()
+    assert report.frames["out"] == FRAMES and report.reconnects == 0
+
+
+def test_a_source_that_stays_silent_is_opened_again_and_time_goes_on(server, identity, clip, tmp_path):
+    def answer(request, number):
+        send(request, clip if number else clip[: len(clip) // 2], len(clip))
+        if not number:
+            request.over.wait(30)
+
+    report = Video(identity, f"http://{server(answer)}/in.ts", tmp_path / "out.mp4", timeout=1.0).run()
+    assert report.reconnects == 1
+    shown = stamps_of(tmp_path / "out.mp4")
+    assert FRAMES < len(shown) == report.frames["out"] < 2 * FRAMES
+    assert all(a < b for a, b in pairwise(shown))
+
+
+def test_a_source_that_never_comes_back_ends_the_file_in_order(server, identity, clip, tmp_path):
+    def answer(request, number):
+        if number:
+            return request.send_error(503)
+        send(request, clip[: len(clip) // 2], len(clip))
+        request.over.wait(30)
+
+    with pytest.raises(EnvironmentFailed, match=r"nothing came for 1 s \(--timeout\).*--reconnects 1"):
+        Video(identity, f"http://{server(answer)}/in.ts", tmp_path / "out.mp4", timeout=1.0, reconnects=1).run()
+    assert 2 < len(stamps_of(tmp_path / "out.mp4")) < FRAMES
+
+
+def test_a_source_that_never_answers(server, identity, tmp_path):
+    address = server(lambda request, number: request.over.wait(30))
+    start = time.monotonic()
+    with pytest.raises(EnvironmentFailed, match=r"no answer within 0\.5 s"):
+        Video(identity, f"http://{address}/in.ts", tmp_path / "out.mp4", timeout=0.5).run()
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "names", ["file://{path}", "{path}", "concat:{path}|{path}", "subfile,,start,0,end,0,,:{path}"]
+)
+def test_a_playlist_does_not_reach_files_of_this_machine(server, identity, tmp_path, names):
+    local = make_video(tmp_path / "local.ts")
+    segment = names.format(path=local)
+    text = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{segment}\n#EXT-X-ENDLIST\n"
+
+    def answer(request, number):
+        if request.path.endswith(".m3u8"):
+            request.send_response(200)
+            request.send_header("Content-Type", "application/vnd.apple.mpegurl")
+            request.end_headers()
+            request.wfile.write(text.encode())
+        else:
+            request.send_error(404)
+
+    with pytest.raises(Exception, match=r"x\.m3u8"):
+        Video(identity, f"http://{server(answer)}/x.m3u8", tmp_path / "out.mp4", timeout=3.0).run()
+    assert not (tmp_path / "out.mp4").exists()
