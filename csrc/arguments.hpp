@@ -42,15 +42,29 @@ inline std::string described(const py::buffer_info& info) {
   return text + "] of format '" + info.format + "'";
 }
 
+inline std::string type_name(const py::handle& object) {
+  return std::string(py::str(py::type::of(object).attr("__name__")));
+}
+
+// "ValueError: seven is odd", without the traceback of error.what().
+inline std::string text_of(const py::error_already_set& error) {
+  return type_name(error.value()) + ": " + std::string(py::str(error.value()));
+}
+
 // Memory of a Python object, kept alive and locked for as long as this lives.
 inline py::buffer_info buffer_of(py::object object, bool writable, const char* what) {
   if (!PyObject_CheckBuffer(object.ptr()) && py::hasattr(object, "__dlpack__")) {
-    object = py::module_::import("numpy").attr("from_dlpack")(object);  // a tensor on the CPU; shares its memory
+    try {  // a tensor on the CPU; shares its memory
+      object = py::module_::import("numpy").attr("from_dlpack")(object);
+    } catch (py::error_already_set& error) {
+      throw InvalidInput(std::string(what) + " of type " + type_name(object) +
+                         ": its memory cannot be shared: " + text_of(error));
+    }
   }
   try {
     return py::reinterpret_borrow<py::buffer>(object).request(writable);
   } catch (py::error_already_set& error) {
-    throw InvalidInput(std::string(what) + " of type " + std::string(py::str(py::type::of(object).attr("__name__"))) +
+    throw InvalidInput(std::string(what) + " of type " + type_name(object) +
                        (writable ? ": it must be writable memory, such as a numpy array"
                                  : ": it must be memory, such as a numpy array or bytes"));
   }
@@ -84,10 +98,10 @@ inline bool is_contiguous(const py::buffer_info& info) {
 }
 
 // A frame is one contiguous buffer with its planes one after the other, or a sequence of planes, of which a packed
-// format has one: [rows, bytes], [rows, pixels, channels].
-template <class Byte>
-FrameArgument<Byte> frame_argument(const py::object& object, const FrameShape& shape, const char* format) {
-  constexpr bool writable = !std::is_const_v<Byte>;
+// format has one: [rows, bytes], [rows, pixels, channels]. memory_of(object, what) says where an object lies.
+template <class Byte, class MemoryOf>
+FrameArgument<Byte> frame_argument(const py::object& object, const FrameShape& shape, const char* format,
+                                   const MemoryOf& memory_of) {
   const int count = plane_count(shape.format);
   FrameArgument<Byte> frame;
   const bool sequence = py::isinstance<py::tuple>(object) || py::isinstance<py::list>(object);
@@ -96,7 +110,7 @@ FrameArgument<Byte> frame_argument(const py::object& object, const FrameShape& s
                        std::to_string(count));
   }
   if (!sequence) {
-    frame.held[0] = buffer_of(object, writable, "a frame");
+    frame.held[0] = memory_of(object, "a frame");
     const py::buffer_info& info = *frame.held[0];
     if (count > 1 || info.ndim < 2) {
       const auto bytes = static_cast<py::ssize_t>(frame_bytes(shape));
@@ -111,7 +125,7 @@ FrameArgument<Byte> frame_argument(const py::object& object, const FrameShape& s
     }
   }
   for (int p = 0; p < count; ++p) {
-    if (sequence) frame.held[p] = buffer_of(object[py::int_(p)], writable, "a plane");
+    if (sequence) frame.held[p] = memory_of(object[py::int_(p)], "a plane");
     const py::buffer_info& info = *frame.held[p];
     const py::ssize_t rows = plane_rows(shape, p), width = plane_width(shape, p);
     if (!is_plane(info, rows, width)) {
@@ -123,6 +137,14 @@ FrameArgument<Byte> frame_argument(const py::object& object, const FrameShape& s
     frame.planes.stride[p] = info.strides[0];
   }
   return frame;
+}
+
+// The same of host memory, which it must be possible to write where Byte is not const.
+template <class Byte>
+FrameArgument<Byte> frame_argument(const py::object& object, const FrameShape& shape, const char* format) {
+  return frame_argument<Byte>(object, shape, format, [](const py::object& memory, const char* what) {
+    return buffer_of(memory, !std::is_const_v<Byte>, what);
+  });
 }
 
 // A contiguous [3, H, W] or [H, W, 3] (or one of them in a batch of 1) of the type the shape names.

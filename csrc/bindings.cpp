@@ -115,8 +115,7 @@ void call_python(const Call& call) {
   try {
     call();
   } catch (py::error_already_set& error) {
-    throw Failed("the engine failed: " + std::string(py::str(py::type::of(error.value()).attr("__name__"))) + ": " +
-                 std::string(py::str(error.value())));
+    throw Failed("the engine failed: " + text_of(error));
   }
 }
 
@@ -151,6 +150,20 @@ Engine pointer_engine(py::object engine) {
     call_python([&] { (*call)(address(in), address(out), address(stream)); });
   };
 }
+
+// Python's garbage collector may free what CUDA work of its own hangs on, in the middle of a capture.
+class CollectorOff {
+ public:
+  CollectorOff() : was_on_(PyGC_Disable() != 0) {}
+  ~CollectorOff() {
+    if (was_on_) PyGC_Enable();
+  }
+  CollectorOff(const CollectorOff&) = delete;
+  CollectorOff& operator=(const CollectorOff&) = delete;
+
+ private:
+  bool was_on_;
+};
 
 // engine(input, output) -> the address of a cudaGraph_t, which the caller keeps alive as long as the runtime.
 GraphOfSlot graph_engine(py::object engine) {
@@ -230,8 +243,8 @@ class PyRuntime {
     const Time due = time_in("deadline", deadline);
     auto result = FrameRuntime::Submitted::timed_out;
 #ifdef FASTPIX2PIX_CUDA
-    if (on_cuda(frame)) {
-      DeviceArgument held = device_argument(frame, source_, stream_);
+    if (device_ != "cpu" && on_cuda(frame)) {
+      DeviceArgument held = DeviceFrame(stream_, ordinal_).argument(frame, source_, format_name(source_));
       wait_for(timeout, [&](Time until) {
         result = runtime_->submit_device(held.planes, held.owner, tag, due, until);
         return result != FrameRuntime::Submitted::timed_out;
@@ -313,10 +326,12 @@ class PyRuntime {
     if (kind != "call" && kind != "graph") throw InvalidInput("kind = '" + kind + "'; allowed are call, graph");
     if (!engine.is_none() && kind == "call") options.engine = pointer_engine(engine);
     if (!engine.is_none() && kind == "graph") options.graph_of_slot = graph_engine(engine);
+    ordinal_ = options.device;
     CudaBackendInfo info;
+    const CollectorOff off;
     auto backend = make_cuda_backend(input, output, std::move(options), info);
     graph_ = info.graph;
-    stream_ = info.upload_stream;
+    stream_ = info.producer_stream;
     return backend;
 #else
     static_cast<void>(input), static_cast<void>(output), static_cast<void>(engine), static_cast<void>(kind);
@@ -340,7 +355,8 @@ class PyRuntime {
     return std::stoi(digits);
   }
 
-  std::uintptr_t stream_ = 0;
+  std::uintptr_t stream_ = 0;  // where device frames wait for whoever writes them
+  int ordinal_ = 0;
 #endif
 
   inline static std::set<PyRuntime*> open_;  // touched with the GIL held

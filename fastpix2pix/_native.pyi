@@ -47,9 +47,9 @@ class _Stage(TypedDict):
 
 class _Latency(TypedDict):
     queue: _Stage  # submitted until begun
-    upload: _Stage  # with the conversion to the network's input
-    compute: _Stage
-    download: _Stage  # with the conversion to a frame
+    upload: _Stage  # on the CPU the conversion to the network's input
+    compute: _Stage  # the engine; on CUDA with both conversions, which are in one graph with it
+    download: _Stage  # on the CPU the conversion to a frame
     total: _Stage  # submitted until ready to collect
 
 class _Stats(TypedDict):
@@ -120,7 +120,8 @@ class FrameRuntime:
     engine: None: the input is the output. On the CPU engine(input, output) with numpy arrays, the same pair for a slot
     at every call, on a thread of the runtime. On CUDA, kind "call": engine(input, output, stream) with addresses, which
     enqueues on the stream; kind "graph": engine(input, output) -> the address of a finished cudaGraph_t of that work,
-    which stays alive as long as the runtime. What an engine raises surfaces in the next call as EnvironmentFailed.
+    which is copied. Memory that captured or given work uses must stay its own for as long as the runtime lives; the
+    runtime holds on to `engine`. What an engine raises surfaces in the next call as EnvironmentFailed.
     """
 
     def __init__(

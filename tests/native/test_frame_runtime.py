@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.runtime.native import CUDA, FrameRuntime, InputSpec, OutputSpec
@@ -381,6 +382,16 @@ def test_refused_options(message: str, options: dict[str, Any]) -> None:
 def test_a_build_without_cuda_says_so() -> None:
     with pytest.raises(InputError, match="device = 'cuda'; this build has only the CPU"):
         runtime(device="cuda")
+
+
+@pytest.mark.skipif(CUDA is None or torch.cuda.is_available(), reason="built without CUDA, or there is a GPU")
+def test_a_build_with_cuda_on_a_machine_without_gpu() -> None:
+    with pytest.raises(EnvironmentFailed, match=r"CUDA failed to find a GPU: cudaError.*: "):
+        runtime(device="cuda")
+    with pytest.raises(InputError, match="device = 'cuda:x'; allowed are cpu, cuda and cuda:N"):
+        runtime(device="cuda:x")
+    with pytest.raises(InputError, match="kind = 'no'; allowed are call, graph"):
+        runtime(device="cuda", kind="no")
 
 
 def test_refused_calls() -> None:

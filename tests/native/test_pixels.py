@@ -385,3 +385,10 @@ def test_refused_network_tensors(message: str, network: Any) -> None:
         OutputPlan(OutputSpec("rgb", **SIZES)).run(GOOD.copy(), network)
     with pytest.raises(InputError, match=message.replace("it must be", "it must be writable")):
         InputPlan(InputSpec("rgb", **SIZES)).run(network, GOOD)
+
+
+def test_a_tensor_whose_memory_cannot_be_shared() -> None:
+    torch = pytest.importorskip("torch")
+    plan = OutputPlan(OutputSpec("rgb", **SIZES))
+    with pytest.raises(InputError, match=r"a network tensor of type Parameter: its memory cannot be shared: .*grad"):
+        plan.run(GOOD.copy(), torch.nn.Parameter(torch.zeros(3, 8, 8)))

@@ -1,0 +1,95 @@
+// Owners of everything that CUDA hands out, and the check of everything that it returns.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "frame.hpp"
+
+namespace fastpix2pix {
+
+inline std::string cuda_message(cudaError_t code) {
+  return std::string(cudaGetErrorName(code)) + ": " + cudaGetErrorString(code);
+}
+
+// Raises Failed with CUDA's own message. An error of earlier asynchronous work comes out of whichever call is next.
+inline void check(cudaError_t code, const char* doing) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // what can be forgotten is forgotten
+  throw Failed(std::string("CUDA failed to ") + doing + ": " + cuda_message(code));
+}
+
+// What a destructor can do about an error is nothing: the work that it belongs to has raised it already.
+template <auto kRelease>
+struct CudaDeleter {
+  template <class T>
+  void operator()(T* handle) const noexcept {
+    static_cast<void>(kRelease(handle));
+  }
+};
+
+using CudaStream = std::unique_ptr<CUstream_st, CudaDeleter<cudaStreamDestroy>>;
+using CudaEvent = std::unique_ptr<CUevent_st, CudaDeleter<cudaEventDestroy>>;
+using CudaGraph = std::unique_ptr<CUgraph_st, CudaDeleter<cudaGraphDestroy>>;
+using CudaGraphExec = std::unique_ptr<CUgraphExec_st, CudaDeleter<cudaGraphExecDestroy>>;
+
+template <class T>
+using DeviceMemory = std::unique_ptr<T, CudaDeleter<cudaFree>>;
+template <class T>
+using PinnedMemory = std::unique_ptr<T, CudaDeleter<cudaFreeHost>>;
+
+// Waits for no other stream, the default one included.
+inline CudaStream make_stream() {
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "create a stream");
+  return CudaStream(stream);
+}
+
+inline CudaEvent make_event(unsigned flags = cudaEventDefault) {
+  cudaEvent_t event;
+  check(cudaEventCreateWithFlags(&event, flags), "create an event");
+  return CudaEvent(event);
+}
+
+// Zeros, as a network that is tried on them must not meet a NaN.
+template <class T>
+DeviceMemory<T> device_memory(std::size_t bytes) {
+  void* memory;
+  check(cudaMalloc(&memory, bytes), "allocate memory on the GPU");
+  DeviceMemory<T> owner(static_cast<T*>(memory));
+  check(cudaMemset(memory, 0, bytes), "clear memory on the GPU");
+  return owner;
+}
+
+template <class T>
+PinnedMemory<T> pinned_memory(std::size_t bytes) {
+  void* memory;
+  check(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "allocate pinned memory");
+  return PinnedMemory<T>(static_cast<T*>(memory));
+}
+
+inline CudaGraph make_graph() {
+  cudaGraph_t graph;
+  check(cudaGraphCreate(&graph, 0), "create a graph");
+  return CudaGraph(graph);
+}
+
+// The device of this thread for a while; the thread may be the caller's own.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_), "ask for the current device");
+    if (before_ != device) check(cudaSetDevice(device), "choose a device");
+  }
+  ~OnDevice() { static_cast<void>(cudaSetDevice(before_)); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+}  // namespace fastpix2pix

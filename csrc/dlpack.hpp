@@ -1,0 +1,140 @@
+// Frames in GPU memory: DLPack tensors (torch, PyAV's decoded planes, CuPy) and __cuda_array_interface__.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "arguments.hpp"
+#include "cuda_backend.hpp"
+
+namespace fastpix2pix::python {
+
+// dmlc/dlpack, ABI before version 1: what a capsule named "dltensor" points to.
+struct DLPackTensor {
+  void* data;
+  std::int32_t device_type, device_id;
+  std::int32_t ndim;
+  std::uint8_t code, bits;  // of the element type
+  std::uint16_t lanes;
+  std::int64_t* shape;
+  std::int64_t* strides;  // in elements; null: contiguous
+  std::uint64_t byte_offset;
+};
+constexpr int kDLPackCuda = 2, kDLPackCudaManaged = 13, kDLPackUInt = 1;
+
+// What a device frame keeps alive. Another thread may let go of it, so the last reference goes with the GIL held.
+using Held = std::vector<py::object>;
+
+struct DeviceArgument {
+  ConstPlanes planes;
+  Owner owner{nullptr, nullptr};
+};
+
+inline bool lies_on_cuda(const py::handle& object) {
+  if (py::hasattr(object, "__dlpack_device__")) {
+    const int type = py::int_(py::tuple(object.attr("__dlpack_device__")())[0]);
+    return type == kDLPackCuda || type == kDLPackCudaManaged;
+  }
+  return py::hasattr(object, "__cuda_array_interface__");
+}
+
+// A sequence of planes is where its first one is.
+inline bool on_cuda(const py::object& frame) {
+  if (!py::isinstance<py::tuple>(frame) && !py::isinstance<py::list>(frame)) return lies_on_cuda(frame);
+  return py::len(frame) > 0 && lies_on_cuda(frame[py::int_(0)]);
+}
+
+// Takes planes from Python, makes `stream` wait for whoever writes them, and holds them.
+class DeviceFrame {
+ public:
+  DeviceFrame(std::uintptr_t stream, int device) : stream_(stream), device_(device) {}
+
+  DeviceArgument argument(const py::object& frame, const FrameShape& shape, const char* format) {
+    const auto planes = frame_argument<const std::uint8_t>(
+        frame, shape, format, [this](const py::object& plane, const char* what) { return memory_of(plane, what); });
+    Owner owner(new Held(std::move(held_)), [](void* held) {
+      py::gil_scoped_acquire acquire;
+      delete static_cast<Held*>(held);
+    });
+    return {planes.planes, std::move(owner)};
+  }
+
+ private:
+  py::buffer_info memory_of(const py::object& plane, const char* what) {
+    if (!lies_on_cuda(plane)) {
+      throw InvalidInput(std::string(what) + " in host memory beside planes on the GPU; allowed is one kind of both");
+    }
+    return py::hasattr(plane, "__dlpack__") ? of_dlpack(plane, what) : of_interface(plane, what);
+  }
+
+  py::buffer_info of_dlpack(const py::object& plane, const char* what) {
+    py::object capsule;
+    try {
+      capsule = plane.attr("__dlpack__")(py::arg("stream") = stream_);
+    } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_NotImplementedError)) {
+        throw InvalidInput(std::string(what) + " of type " + type_name(plane) +
+                           ": its memory cannot be shared: " + text_of(error));
+      }
+      // PyAV's decoded planes know no streams: decoders work on the default one
+      await_stream(stream_, kLegacyStream, device_);
+      capsule = plane.attr("__dlpack__")();
+    }
+    const auto* tensor = static_cast<const DLPackTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+    if (tensor == nullptr) throw py::error_already_set();
+    check_device(tensor->device_id, what);
+    held_.push_back(std::move(capsule));  // it frees the tensor when it goes, as nobody renamed it
+    const bool bytes = tensor->code == kDLPackUInt && tensor->bits == 8 && tensor->lanes == 1;
+    std::vector<py::ssize_t> shape(tensor->shape, tensor->shape + tensor->ndim), strides(shape.size());
+    const py::ssize_t itemsize = (tensor->bits * tensor->lanes + 7) / 8;
+    py::ssize_t contiguous = itemsize;
+    for (std::size_t i = shape.size(); i-- > 0; contiguous *= shape[i]) {
+      strides[i] = tensor->strides ? tensor->strides[i] * itemsize : contiguous;
+    }
+    return info(static_cast<std::uint8_t*>(tensor->data) + tensor->byte_offset, bytes ? "B" : "not uint8", itemsize,
+                std::move(shape), std::move(strides));
+  }
+
+  py::buffer_info of_interface(const py::object& plane, const char* what) {
+    const py::dict interface = plane.attr("__cuda_array_interface__");
+    const std::string type = py::str(interface["typestr"]);
+    const auto pointer = py::tuple(interface["data"])[0].cast<std::uintptr_t>();
+    check_device(device_of(reinterpret_cast<const void*>(pointer)), what);
+    // None: whoever gives it has synchronised
+    if (interface.contains("stream") && !interface["stream"].is_none()) {
+      await_stream(stream_, interface["stream"].cast<std::uintptr_t>(), device_);
+    }
+    held_.push_back(plane);
+    const py::ssize_t itemsize = std::stoi(type.substr(2));
+    auto shape = interface["shape"].cast<std::vector<py::ssize_t>>();
+    std::vector<py::ssize_t> strides(shape.size());
+    py::ssize_t contiguous = itemsize;
+    for (std::size_t i = shape.size(); i-- > 0; contiguous *= shape[i]) strides[i] = contiguous;
+    if (interface.contains("strides") && !interface["strides"].is_none()) {
+      strides = interface["strides"].cast<std::vector<py::ssize_t>>();
+    }
+    return info(reinterpret_cast<void*>(pointer), type == "|u1" ? "B" : type, itemsize, std::move(shape),
+                std::move(strides));
+  }
+
+  static py::buffer_info info(void* data, const std::string& format, py::ssize_t itemsize,
+                              std::vector<py::ssize_t> shape, std::vector<py::ssize_t> strides) {
+    const auto ndim = static_cast<py::ssize_t>(shape.size());
+    return py::buffer_info(data, itemsize, format, ndim, std::move(shape), std::move(strides), true);
+  }
+
+  void check_device(int device, const char* what) const {
+    if (device == device_) return;
+    throw InvalidInput(std::string(what) + " on cuda:" + std::to_string(device) +
+                       "; this runtime is on cuda:" + std::to_string(device_));
+  }
+
+  static constexpr std::uintptr_t kLegacyStream = 1;  // cudaStreamLegacy
+
+  std::uintptr_t stream_;
+  int device_;
+  Held held_;
+};
+
+}  // namespace fastpix2pix::python
