@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from .config import Build, Direction, Infer, Noise, NormStats, Stream, Train
+from .config import Bench, Build, Direction, Infer, Noise, NormStats, Stream, Train
 from .console import say, show_table, write_json
 from .errors import InputError
 
@@ -48,10 +48,12 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Measure a model on pairs: L1, PSNR, SSIM and match@1."""
+    """Measure a model on pairs: L1, PSNR, SSIM and match@1; with --video on a video: flicker."""
 
     model: _AnyModel
-    data: _Pairs
+    data: Annotated[Positional[Path], arg(metavar="DATA", help=f"{_PAIRS}; with --video a video or folder of frames")]
+    video: bool = False  # DATA is a video: change of the output beyond the input's where that stands still, of 255
+    steady: float = 0.0  # with --video: smoothing, as of infer
     split: Literal["train", "val"] = "val"  # which of them
     direction: Direction | None = None  # which half is the input; default: the model's record, else AtoB
     norm_stats: NormStats | None = None  # image or running statistics; default: the model's record, else image
@@ -66,6 +68,8 @@ class EvalCommand:
         from .console import Progress
         from .evaluation import evaluate
 
+        if self.video:
+            return self._flicker()
         with Progress("eval") as progress:
             found = evaluate(
                 self.model,
@@ -84,6 +88,20 @@ class EvalCommand:
         show_table("modes", {str(found.modes): row})
         write_json(self.json, found.as_dict())
         return 0
+
+    def _flicker(self) -> int:
+        from .console import Progress
+        from .interrupt import Interrupt
+        from .runtime.load import load
+        from .streaming.stream import flicker
+
+        fit = {"fit": "resize", "size": str(self.size)} if self.size else {}
+        with Interrupt() as stop, Progress("eval") as progress:
+            g = load(self.model, norm_stats=self.norm_stats, noise=self.noise, seed=self.seed, device=self.device)
+            found = flicker(g, self.data, stop, progress.count, steady=self.steady, **fit)
+        show_table("of 255", {self.data.name: asdict(found)})
+        write_json(self.json, found.as_dict())
+        return 0 if stop.signal is None else 128 + stop.signal
 
 
 @dataclass(frozen=True)
@@ -353,6 +371,25 @@ class TuneCommand:
 
 
 @dataclass(frozen=True)
+class BenchCommand:
+    """Measure this machine: training, translation and all their parts beside plain baselines; one table, one page."""
+
+    out: Path = Path("benchmark")  # folder for result.json and index.html; written over
+    options: OmitArgPrefixes[Bench] = field(default_factory=Bench)  # of the measurement
+    json: _JsonFile = None  # file for the record, as in result.json; - is stdout
+
+    def __call__(self) -> int:
+        from .bench.command import run
+        from .console import Progress
+
+        with Progress("bench") as progress:
+            record = run(self.options, self.out, say, progress.count)
+        say(f"{record['seconds']:.0f} s -> {self.out / 'index.html'}, {self.out / 'result.json'}")
+        write_json(self.json, record)
+        return 0
+
+
+@dataclass(frozen=True)
 class DoctorCommand:
     """Say what is installed, what is usable and what to do about the rest."""
 
@@ -394,5 +431,6 @@ Command = (
     | Annotated[ConvertCommand, subcommand("convert")]
     | Annotated[DataCommands, subcommand("data")]
     | Annotated[TuneCommand, subcommand("tune")]
+    | Annotated[BenchCommand, subcommand("bench")]
     | Annotated[DoctorCommand, subcommand("doctor")]
 )

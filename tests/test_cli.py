@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fastpix2pix import cli
-from fastpix2pix.config import Build, Data, Generator, Infer, Train, train_config
+from fastpix2pix.config import Build, Data, Generator, Infer, Stream, Train, train_config
 from fastpix2pix.data.images import read_image, write_image
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
@@ -23,7 +23,7 @@ TINY = [
     *("--no-tensorboard", "--epochs=1", "--batch=2"),
 ]
 COMMANDS = [
-    *("demo", "train", "eval", "infer", "build", "convert", "data", "doctor"),
+    *("demo", "train", "eval", "infer", "build", "convert", "data", "tune", "doctor"),
     *("data check", "data combine", "data demo"),
 ]
 
@@ -68,7 +68,7 @@ def test_help_goes_to_stdout_and_explains_each_option(command, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "configs"), [("train", (Train, Generator, Data)), ("infer", (Infer,)), ("build", (Build,))]
+    ("command", "configs"), [("train", (Train, Generator, Data)), ("infer", (Infer, Stream)), ("build", (Build,))]
 )
 def test_every_field_is_an_option_with_help(command, configs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
@@ -259,7 +259,7 @@ def test_doctor_names_what_auto_means(capsys):
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert set(found["auto"]) == {"device", "precision", "loader", "step", "backend"}
-    assert set(found["backends"]) == {"torch", "onnxruntime", "tensorrt", "tensorrt-rtx"}
+    assert set(found["backends"]) == {"torch", "triton", "onnxruntime", "tensorrt", "tensorrt-rtx"}
     assert {p["name"] for p in found["parts"]} >= {"dali", "triton", "torchmetrics"}
     assert all(p["usable"] or p["todo"] for p in found["parts"])
     assert "torch" in err

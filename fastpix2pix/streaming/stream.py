@@ -6,7 +6,7 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from .pipeline import COUNTS, Pipeline, Report
 from .preview import Pane, Preview
 from .sinks import FrameFolder, Sink, sink_of
 from .sources import Source, check_sources, source_of
-from .steady import Steady
+from .steady import Flicker, FlickerFigures, Steady
 from .tiles import Tiles
 from .together import Together
 
@@ -113,6 +113,7 @@ def translate(
     stop: Callable[[], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,  # called with (pictures written, in all or 0)
     say: Callable[[str], None] = say,
+    steps: Sequence[Step] = (),  # that see every picture and its output, after smoothing; of one stream
 ) -> Summary:
     """Run all streams. Raises the first error, after the others were brought to an end that can be played."""
     engine = _for_video(g, say)
@@ -121,7 +122,7 @@ def translate(
     together = Together(Batches(engine), batch)
     panes, pipelines = [], []
     for source, sink in pairs:
-        network = Network(_tiled(together, engine, options), engine.in_channels, _steps(options))
+        network = Network(_tiled(together, engine, options), engine.in_channels, [*_steps(options), *steps])
         pane = Pane(f"{shown(source)} → {shown(sink)}")
         given: Source = source_of(source, options, str(engine.device))
         size = int(g.record.get("size") or 256)
@@ -141,6 +142,19 @@ def translate(
         if preview:
             preview.close()
     return Summary(tuple(reports), time.monotonic() - start, g.describe(), together.batches, signal)
+
+
+def flicker(
+    g: Translator,
+    source: str | Path,  # video, or folder or pattern of frames
+    stop: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,  # of config.Stream
+) -> FlickerFigures:
+    """How much the outputs flicker where the source stands still (steady.Flicker), in levels of 255."""
+    meter, given = Flicker(), stream_config(audio="none", **options)
+    translate(g, plan([str(source)], "null:", Infer(), given), given, stop=stop, progress=progress, steps=[meter])
+    return meter.figures()
 
 
 def _run_all(

@@ -255,6 +255,21 @@ def test_stats_say_what_happened(model, tmp_path, capsys):
     assert f"{FRAMES} of {FRAMES} frames" in err
 
 
+def test_flicker_of_a_model_and_of_its_smoothing(model, tmp_path, capsys):
+    """A still picture, new noise for every frame: all change of the output is flicker."""
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        Image.fromarray(scene(0)).save(tmp_path / f"in/{number}.png")
+    found = []
+    for options in (("--noise", "random"), ("--noise", "random", "--steady", 0.8), ("--noise", "fixed")):
+        assert run("eval", model, tmp_path / "in", "--video", "--json", "-", *options) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    random, steadied, fixed = found
+    assert (random["frames"], random["still"], random["input"]) == (8, 1.0, 0.0)
+    assert random["flicker"] > 3 * steadied["flicker"] > 0
+    assert fixed["flicker"] == pytest.approx(0, abs=1e-4)
+
+
 def test_frames_are_limited(identity, tmp_path):
     Video(identity, make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", max_frames=5).run()
     assert len(stamps_of(tmp_path / "out.mp4")) == 5
