@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..config import Form, Modes, Precision
+from ..runtime.engine import latency
 from ..runtime.onnx_engine import OnnxEngine
 from ..runtime.onnx_engine import not_supported_reasons as onnx_reasons
 from ..runtime.plan import SUFFIX, write_plan
@@ -22,9 +22,7 @@ from .gate import Parity, Run, compare, tolerance
 from .job import Job
 from .onnx_graph import export_onnx
 from .stand_in import stand_in
-from .tensorrt import Engine, build_engine, precisions, shapes
-
-_TIMED = 5  # calls of a timing on the CPU
+from .tensorrt import Engine, Layer, build_engine, shapes
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Built:
     parity: Parity
     bytes: int  # of the file
     seconds: dict[str, float]  # export, build, gate
-    layers: dict[str, dict[str, int]]  # of the parsed network: {kind: {precision: layers}}; none for onnx
+    opset: int  # of the ONNX file
+    layers: tuple[Layer, ...]  # of the network an engine was built from; none for onnx
     latency: dict[str, Any] | None  # of one call; None where nothing could be timed
     tried: dict[str, str] = field(default_factory=dict)  # precision = auto: what became of each
 
@@ -49,9 +48,7 @@ class Built:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        content = {name: getattr(self, name) for name in ("target", "bytes", "seconds", "layers", "latency", "tried")}
-        made = {"path": str(self.path), "form": asdict(self.form), "modes": asdict(self.modes)}
-        return {**made, **content, "parity": self.parity.as_dict()}
+        return {**asdict(self), "path": str(self.path), "parity": self.parity.as_dict()}
 
 
 def make(job: Job, precision: Precision, scratch: Path, timed: bool) -> Built:
@@ -61,7 +58,7 @@ def make(job: Job, precision: Precision, scratch: Path, timed: bool) -> Built:
     with _phase(job, seconds, "export"):
         onnx = scratch / f"{precision}.onnx"
         calibration = job.samples.calibration if precision in ("int8", "fp8") else ()
-        export_onnx(job.net, job.modes, onnx, form, record=job.record, calibration=calibration)
+        exported = export_onnx(job.net, job.modes, onnx, form, record=job.record, calibration=calibration)
     engine: Engine | None = None
     if job.library is not None:
         with _phase(job, seconds, "build"):
@@ -75,12 +72,12 @@ def make(job: Job, precision: Precision, scratch: Path, timed: bool) -> Built:
         allowed = tolerance(precision, o.max_difference, o.mean_difference)
         parity = compare(job.net, job.modes, run, ran, job.samples.gate, allowed, o.batches[len(o.batches) // 2])
     parity.check()
-    latency = _latency(job, itself) if timed and itself is not None else None
-    size = file.stat().st_size
+    ms = _latency(job, itself) if timed and itself is not None else None
+    size, layers = file.stat().st_size, engine.layers if engine else ()
     took = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-    job.say(f"{precision}: {size / 2**20:.1f} MiB; {took}; compared {len(parity.images)} images by {ran}")
-    kinds = precisions(engine.layers) if engine else {}
-    return Built(file, o.target, form, job.modes, parity, size, seconds, kinds, latency)
+    job.say(f"{precision}: {size / 2**20:.1f} MiB; {took}")
+    job.say(f"compared {len(parity.images)} images ({job.samples.source}): {ran}")
+    return Built(file, o.target, form, job.modes, parity, size, seconds, exported.opset, layers, ms)
 
 
 def _engine(job: Job, onnx: Path, form: Form, **changes: Any) -> Engine:
@@ -88,7 +85,8 @@ def _engine(job: Job, onnx: Path, form: Form, **changes: Any) -> Engine:
     options = replace(job.options, **changes)
     capabilities = job.capabilities if options.target == "tensorrt-rtx" else ()
     profile = shapes(job.net.config, job.modes, form, job.sizes, options.batches)
-    return build_engine(job.library, onnx, options, profile, capabilities, job.progress, job.stop)
+    with torch.cuda.device(job.device) if job.device else nullcontext():
+        return build_engine(job.library, onnx, options, profile, capabilities, job.progress, job.stop)
 
 
 def _runner(job: Job, form: Form, onnx: Path, file: Path) -> tuple[Run, str, TensorRTEngine | OnnxEngine | None]:
@@ -116,17 +114,10 @@ def _moving(engine: TensorRTEngine | OnnxEngine) -> Run:
 
 
 def _latency(job: Job, engine: TensorRTEngine | OnnxEngine) -> dict[str, Any]:
-    """Median of a call at the usual size."""
+    """Of a call at the usual size."""
     if isinstance(engine, TensorRTEngine):
         return engine.warm_up()
-    n, (height, width) = job.options.batches[len(job.options.batches) // 2], job.sizes[len(job.sizes) // 2]
-    x = torch.zeros(n, job.net.config.in_channels, height, width, device=engine.device)
-    times = []
-    for _ in range(_TIMED + 1):
-        start = time.perf_counter()
-        engine.translate(x)
-        times.append(1000 * (time.perf_counter() - start))
-    return {"ms": statistics.median(times[1:]), "runs": _TIMED, "batch": n, "size": [height, width], "gpu": None}
+    return latency(engine, job.options.batches[len(job.options.batches) // 2], *job.sizes[len(job.sizes) // 2])
 
 
 @contextmanager

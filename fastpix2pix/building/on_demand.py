@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..model.load import load_generator
 from ..runtime.engine_cache import EngineCache, key_of
 from ..runtime.load import resolve_modes
 from ..runtime.plan import SUFFIX, model_hash
-from ..runtime.tensorrt_engine import machine
+from ..runtime.tensorrt_engine import machine, not_supported_reasons
 from ..runtime.tensorrt_library import library
 from .build import build
 from .job import Count, Say
@@ -33,17 +33,17 @@ def engine_for(
     batch: int = 1,  # most images of a call
     say: Say = lambda line: None,
     progress: Count | None = None,
+    stop: Callable[[], bool] | None = None,  # as of build
     **options: Any,  # precision, norm_stats, noise, seed and device, as of config.Build
 ) -> Iterator[Path]:
     """An engine of a model for images of any size up to 1024 pixels a side, from the cache or built now.
 
     Raises as `build`, and EnvironmentFailed where it could not run here.
     """
-    found = library(target)
-    net, record = load_generator(model)
     device = resolve_device(options.get("device", "auto"))
-    if device.type == "cpu":
-        raise EnvironmentFailed(f"backend = {target} runs on a GPU, and none is used here; use backend = onnxruntime")
+    if reasons := not_supported_reasons(target, device):
+        raise EnvironmentFailed(f"backend = {target}: {'; '.join(reasons)}. Or use another backend: torch, onnxruntime")
+    net, record = load_generator(model)
     multiple = net.config.multiple
     usual = -(-(record.get("size") or 256) // multiple) * multiple
     largest = max(_LARGEST // multiple * multiple, usual)
@@ -58,7 +58,7 @@ def engine_for(
 
     def make(path: Path) -> None:
         say(f"building an engine of {model} for {target}: once for this model, GPU and version")
-        build(model, path, progress=progress, say=say, **full)
+        build(model, path, progress=progress, stop=stop, say=say, **full)
 
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="fastpix2pix-") as scratch:
@@ -66,6 +66,17 @@ def engine_for(
             make(path)
             yield path
         return
+    said = False
+
+    def waiting() -> None:
+        nonlocal said
+        if not said:
+            say(f"waiting for another process, which builds an engine in {cache.folder}")
+        said = True
+        if stop and stop():
+            raise KeyboardInterrupt
+
     decides = {name: value for name, value in full.items() if name != "device"}  # the machine says which GPU it is
-    here = {**asdict(machine(found, device)), "builder": __version__}
-    yield cache.get(key_of(model=model_hash(net), modes=asdict(modes), options=decides, machine=here), make)
+    here = {**asdict(machine(library(target), device)), "builder": __version__}
+    key = key_of(model=model_hash(net), modes=asdict(modes), options=decides, machine=here)
+    yield cache.get(key, make, waiting)

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import Dim
 
-from ..config import Form, Modes
+from ..config import Form, Generator, Modes
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
 from ..model import Unet
@@ -106,29 +105,14 @@ def _check(net: Unet, form: Form, calibration: Sequence[Tensor]) -> None:
 def _exported(graph: Exportable, net: Unet, modes: Modes, form: Form) -> Any:
     """The ModelProto of a graph."""
     config = net.config
-    # the exporter takes a size of 1 for a constant, so dynamic axes are shown with 2 and more
     n, height, width = form.batch or 2, form.height or 2 * config.multiple, form.width or 2 * config.multiple
     if form.pixels == "uint8":
-        image = torch.zeros(n, height, width, config.in_channels, dtype=torch.uint8)
-        rows, columns = 1, 2
+        args = [torch.zeros(n, height, width, config.in_channels, dtype=torch.uint8)]
     else:
-        image = torch.zeros(n, config.in_channels, height, width)
-        rows, columns = 2, 3
-    batch: dict[int, Any] = {0: Dim("batch")} if form.batch is None else {}
-    tall, wide = Dim("height"), Dim("width")  # of the innermost level
-
-    def sides(rows: int, columns: int, scale: int) -> dict[int, Any]:
-        if form.height is not None:
-            return {}
-        return {rows: scale * tall, columns: scale * wide}
-
-    args, shapes = [image], [batch | sides(rows, columns, config.multiple)]
+        args = [torch.zeros(n, config.in_channels, height, width)]
     for block in graph.inputs.values():
-        channels, h, w = mask_shape(config, block, height, width)
-        random = modes.noise == "random"
-        args.append(torch.zeros(n if random else 1, channels, h, w, dtype=torch.uint8))
-        scale = 2 ** (block + 1)  # pixels of the mask per pixel of the innermost level
-        shapes.append((batch if random else {}) | sides(2, 3, scale))
+        images = n if modes.noise == "random" else 1
+        args.append(torch.zeros(images, *mask_shape(config, block, height, width), dtype=torch.uint8))
     program = torch.onnx.export(
         graph,
         tuple(args),
@@ -136,11 +120,34 @@ def _exported(graph: Exportable, net: Unet, modes: Modes, form: Form) -> Any:
         opset_version=OPSETS.get(form.precision, _OPSET),
         input_names=[INPUT, *graph.inputs],
         output_names=[OUTPUT],
-        dynamic_shapes=(shapes[0], *([tuple(shapes[1:])] if graph.inputs else [])),
         verbose=False,
     )
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    _name_axes(model, graph, config, modes, form)
+    return model
+
+
+def _name_axes(model: Any, graph: Exportable, config: Generator, modes: Modes, form: Form) -> None:
+    """Name the axes that the form leaves open, in place of the sizes that were traced.
+
+    No node holds a size: all are convolutions, or work on elements or on all pixels of a channel. Tracing the axes as
+    symbols would take five times as long.
+    """
+    if form.batch is not None and form.height is not None:
+        return
+    del model.graph.value_info[:]  # the sizes between
+    for value in (*model.graph.input, *model.graph.output):
+        block = graph.inputs.get(value.name)
+        rows = 1 if block is None and form.pixels == "uint8" else 2
+        scale = config.multiple if block is None else 2 ** (block + 1)  # pixels per pixel of the innermost level
+        names = {}
+        if form.batch is None and (block is None or modes.noise == "random"):
+            names[0] = "batch"
+        if form.height is None:
+            names |= {rows: f"{scale}*height", rows + 1: f"{scale}*width"}
+        for axis, name in names.items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
 
 
 def _drop_notes(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from ..config import Build, Form, Generator, Modes
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
+from ..interrupt import Interrupt
 from ..runtime.engine import INPUT
 from ..runtime.masks import mask_inputs, mask_shape
 from ..runtime.tensorrt_library import Library
@@ -45,7 +47,7 @@ class Engine:
 
 def wanted(build: Build, here: str | None) -> tuple[str, ...]:
     """The GPUs to build for: those asked for, else the one here (`here`: sm80), else none."""
-    given = tuple(dict.fromkeys(name.strip() for name in (build.capabilities or "").split(",") if name.strip()))
+    given = tuple(dict.fromkeys(name.strip().lower() for name in (build.capabilities or "").split(",") if name.strip()))
     return given or ((here,) if here else ())
 
 
@@ -184,7 +186,7 @@ def build_engine(
     """Build an engine. Options the target cannot honour are refused before (not_supported_reasons).
 
     Raises InputError where the file cannot be parsed, EnvironmentFailed with the library's reasons where the build
-    fails, KeyboardInterrupt where it was stopped.
+    fails, KeyboardInterrupt where it was stopped. Ctrl-C and SIGTERM end the build at its next step.
     """
     api = library.api
     with parsed(library, onnx) as (builder, network):
@@ -198,13 +200,15 @@ def build_engine(
             for i, name in enumerate(capabilities):
                 config.set_compute_capability(getattr(api.ComputeCapability, name.upper()), i)
         _add_profile(builder, network, config, profile)
-        monitor = _monitor(api, progress, stop)
-        config.progress_monitor = monitor
-        with _timing_cache(config, build.timing_cache):
+        with _timing_cache(config, build.timing_cache), Interrupt() as signalled:
+            monitor = _monitor(api, progress, lambda: signalled() or bool(stop and stop()))
+            config.progress_monitor = monitor
             data = builder.build_serialized_network(network, config)
+        if signalled.signal is not None:
+            signal.raise_signal(signalled.signal)  # to whoever handled it before
+        if monitor.error is not None:
+            raise monitor.error
         if data is None:
-            if monitor.stopped:
-                raise KeyboardInterrupt
             raise EnvironmentFailed(f"{library.name} {library.version} did not build {onnx}: {library.take_errors()}")
         return Engine(bytes(data), layers(network))
 
@@ -237,15 +241,18 @@ def _add_profile(builder: Any, network: Any, config: Any, shapes: Mapping[str, t
         raise InputError(f"the builder refuses these shapes (smallest, usual, largest): {dict(shapes)}")
 
 
-def _monitor(api: Any, progress: Callable[[int, int], None] | None, stop: Callable[[], bool] | None) -> Any:
+def _monitor(api: Any, progress: Callable[[int, int], None] | None, stop: Callable[[], bool]) -> Any:
     class Monitor(api.IProgressMonitor):
-        """Counts the steps of all phases: later phases add to the total as they begin."""
+        """Counts the steps of all phases: later phases add to the total as they begin.
+
+        The library would print an exception and go on: it is kept, and the build ends.
+        """
 
         def __init__(self) -> None:
             api.IProgressMonitor.__init__(self)
             self.done = self.total = 0
             self.left: dict[str, int] = {}  # steps of the phases that run
-            self.stopped = False
+            self.error: BaseException | None = None
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self.total += steps
@@ -254,16 +261,22 @@ def _monitor(api: Any, progress: Callable[[int, int], None] | None, stop: Callab
         def step_complete(self, phase: str, step: int) -> bool:
             self.left[phase] -= 1
             self.count(1)
-            self.stopped = self.stopped or bool(stop and stop())
-            return not self.stopped
+            return self.error is None
 
         def phase_finish(self, phase: str) -> None:
             self.count(self.left.pop(phase))  # a phase may end without its last steps
 
         def count(self, steps: int) -> None:
             self.done += steps
-            if progress and steps:
-                progress(self.done, self.total)
+            if self.error is not None:
+                return
+            try:
+                if progress and steps:
+                    progress(self.done, self.total)
+                if stop():
+                    raise KeyboardInterrupt
+            except BaseException as error:
+                self.error = error
 
     return Monitor()
 

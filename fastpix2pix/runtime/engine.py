@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +15,8 @@ from ..model import Unet
 from ..model.unet import check_modes
 
 INPUT, OUTPUT = "input", "output"  # names in an exported graph; masks have those of runtime/masks.py
+_WARM = 5  # calls before a measurement: libraries allocate, compile and capture in the first ones
+_TIMED = {"cpu": 5, "cuda": 20}  # calls of a measurement
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -99,3 +103,25 @@ class TorchEngine:
         if self.device.type == "cuda":
             described["gpu"] = torch.cuda.get_device_name(self.device)
         return described
+
+
+def latency(engine: Engine, images: int, height: int, width: int) -> dict[str, Any]:
+    """Warm an engine up and measure a call: {"ms", "runs", "batch", "size", "gpu"}, the median, JSON-ready.
+
+    Noise is translated (zeros cost a GPU less power, so it would clock higher); input and output are on the device.
+    """
+    cuda = engine.device.type == "cuda"
+    noise = torch.rand(images, engine.in_channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    batch = noise.to(engine.device, memory_format=torch.channels_last)
+    times = []
+    for _ in range(_WARM + _TIMED[engine.device.type]):
+        if cuda:
+            torch.cuda.synchronize(engine.device)
+        start = time.perf_counter()
+        engine.translate(batch)
+        if cuda:
+            torch.cuda.synchronize(engine.device)
+        times.append(1000 * (time.perf_counter() - start))
+    timed = times[_WARM:]
+    gpu = torch.cuda.get_device_name(engine.device) if cuda else None
+    return {"ms": statistics.median(timed), "runs": len(timed), "batch": images, "size": [height, width], "gpu": gpu}

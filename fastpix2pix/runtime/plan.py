@@ -67,13 +67,20 @@ class Plan:
 
     def rebuild(self, path: Path) -> str:
         """The command that makes such an engine again."""
-        size = ",".join(f"{height}x{width}" for height, width in self.sizes)
-        batch = ",".join(map(str, self.batches))
-        target = self.target + (f" --for {','.join(self.capabilities)}" if self.target == "tensorrt-rtx" else "")
-        return (
-            f"fastpix2pix build MODEL --target {target} --precision {self.form.precision} --size {size} "
-            f"--batch {batch} --overwrite --out {path}"
-        )
+        modes, form = self.modes, self.form
+        options = {
+            "target": self.target,
+            "for": ",".join(self.capabilities) if self.target == "tensorrt-rtx" else "",
+            "precision": form.precision,
+            "norm-stats": modes.norm_stats,
+            "noise": modes.noise,
+            "seed": modes.seed or "",
+            "size": ",".join(f"{height}x{width}" for height, width in self.sizes),
+            "batch": ",".join(map(str, self.batches)),
+            "pixels": form.pixels if form.pixels != "float" else "",
+        }
+        given = " ".join(f"--{name} {value}" for name, value in options.items() if value != "")
+        return f"fastpix2pix build MODEL {given} --overwrite --out {path}"
 
     def mismatches(self, here: Machine, model: str | None = None) -> list[str]:
         """Every reason why the engine does not run here, or is not of the model with this hash."""

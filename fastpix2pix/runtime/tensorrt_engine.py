@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,13 @@ from ..data.images import to_uint8, to_unit
 from ..device import resolve_device
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
-from .engine import INPUT, OUTPUT
+from .engine import INPUT, OUTPUT, latency
 from .masks import Masks
 from .plan import Machine, kernels, read_engine, update_plan
 from .tensorrt_library import Library, library, missing
 
 _KEPT = 8  # shapes of a batch with buffers and a graph; sizes with masks of noise = fixed
 _WARM = 3  # calls before a capture: the library may still allocate or compile in the first ones
-_TIMED = 20  # calls of the first measurement
 
 
 def not_supported_reasons(target: str, device: str | torch.device = "auto") -> list[str]:
@@ -140,25 +137,14 @@ class TensorRTEngine:
             self._enqueue(input, output, self._mask_tensors(n, height, width, first), stream)
 
     def warm_up(self) -> dict[str, Any]:
-        """Run at the usual size until the GPU compiled and captured everything; {"ms", "runs", "batch", "size", "gpu"}.
+        """Run at the usual size until the GPU compiled and captured everything, and measure a call (engine.latency).
 
-        The median of calls with a graph, input and output on the GPU. The first measurement is written into the
+        The first measurement is written into the
         sidecar, and what TensorRT-RTX compiled beside it; a folder that cannot be written keeps neither.
         """
-        n = self.plan.batches[len(self.plan.batches) // 2]
-        height, width = self.plan.sizes[len(self.plan.sizes) // 2]
-        batch = torch.zeros(n, self.in_channels, height, width, device=self.device)
-        for _ in range(_WARM + 2):
-            self.translate(batch)
-        times = []
-        for _ in range(_TIMED):
-            torch.cuda.synchronize(self.device)
-            start = time.perf_counter()
-            self.translate(batch)
-            torch.cuda.synchronize(self.device)
-            times.append(1000 * (time.perf_counter() - start))
-        gpu = torch.cuda.get_device_name(self.device)
-        found = {"ms": statistics.median(times), "runs": _TIMED, "batch": n, "size": [height, width], "gpu": gpu}
+        found = latency(
+            self, self.plan.batches[len(self.plan.batches) // 2], *self.plan.sizes[len(self.plan.sizes) // 2]
+        )
         try:
             if self.plan.latency is None:
                 self.plan = update_plan(self.path, self.plan, latency=found)

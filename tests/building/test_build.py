@@ -8,6 +8,7 @@ import torch
 
 from fastpix2pix import cli
 from fastpix2pix.building.build import build
+from fastpix2pix.building.tensorrt import precisions
 from fastpix2pix.config import Form, Generator, Modes
 from fastpix2pix.data.images import write_image
 from fastpix2pix.data.synthetic import write_demo_set
@@ -70,7 +71,8 @@ def test_an_engine_with_its_sidecar(model, tmp_path):
     assert 0 < built.parity.worst()["mean"] <= built.parity.tolerance.mean
     assert "in place of the TensorRT-RTX engine" in built.parity.ran
     assert "ONNX Runtime" in built.parity.ran
-    assert built.layers["convolution"] == {"fp16": 5}
+    assert precisions(built.layers)["convolution"] == {"fp16": 5}
+    assert built.opset == 20
     assert built.bytes == (tmp_path / "g.engine").stat().st_size
     assert set(built.seconds) == {"export", "build", "gate"}
     assert any("norm_stats image (record)" in line for line in lines)
@@ -105,7 +107,7 @@ def test_an_onnx_file_is_what_was_compared(model, tmp_path):
     assert names(tmp_path) == ["g.onnx"]
     assert "in place of" not in built.parity.ran, "it is the thing itself"
     assert built.parity.worst()["max"] <= 1
-    assert built.layers == {}
+    assert built.layers == ()
 
 
 def test_real_pairs_are_compared_on(model, tmp_path):
@@ -273,5 +275,5 @@ def test_infer_says_why_an_engine_does_not_run(model, tmp_path, capsys):
     assert cli.main(["infer", str(engine), str(picture), str(tmp_path / "y.png")]) == 3
     assert "sees no NVIDIA GPU (install its driver" in capsys.readouterr().err
     assert cli.main(["infer", str(model), str(picture), str(tmp_path / "y.png"), "--backend=tensorrt-rtx"]) == 3
-    assert "none is used here; use backend = onnxruntime" in capsys.readouterr().err
+    assert "backend = tensorrt-rtx: torch sees no NVIDIA GPU (install its driver" in capsys.readouterr().err
     assert names(tmp_path) == ["g.engine", "g.engine.json", "x.png"]

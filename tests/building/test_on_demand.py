@@ -18,10 +18,10 @@ def model(tmp_path):
     return tmp_path / "g.safetensors"
 
 
-def test_without_a_gpu_it_says_what_else_runs(model, tmp_path):
+def test_on_the_cpu_it_says_what_else_runs(model, tmp_path):
     cache = EngineCache(tmp_path / "engines")
     with (
-        pytest.raises(EnvironmentFailed, match="runs on a GPU, and none is used here; use backend = onnxruntime"),
+        pytest.raises(EnvironmentFailed, match=r"tensorrt-rtx: .*GPU.*Or use another backend: torch, onnx"),
         engine_for(model, "tensorrt-rtx", cache=cache, device="cpu"),
     ):
         pass

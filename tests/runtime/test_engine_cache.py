@@ -1,12 +1,15 @@
 import dataclasses
 import os
 import stat
+import subprocess
+import sys
+import time
 
 import pytest
 
 from fastpix2pix.config import Form, Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed
-from fastpix2pix.runtime.engine_cache import EngineCache, default_folder, key_of
+from fastpix2pix.runtime.engine_cache import EngineCache, key_of
 from fastpix2pix.runtime.plan import read_plan, sidecar, write_plan
 
 ENGINE = b"x" * 1000
@@ -29,6 +32,13 @@ class Maker:
     def __call__(self, path):
         self.count += 1
         make(path)
+
+
+def left(cache) -> list[str]:
+    """Names of the engines kept; each has its sidecar."""
+    engines = sorted(path.name for path in cache.folder.glob("*.engine"))
+    assert sorted(path.name for path in cache.folder.glob("*.json")) == [f"{name}.json" for name in engines]
+    return engines
 
 
 @pytest.fixture
@@ -68,18 +78,20 @@ def test_the_least_used_goes_first_with_everything_beside_it(cache):
     cache.get("a", make)  # now the newest
     os.utime(cache.folder / "a.engine", (10, 10))
     cache.get("e", make)
-    left = {path.name.split(".")[0] for path in cache.folder.iterdir()}
-    assert left == {"a", "c", "d", "e"}
+    assert left(cache) == ["a.engine", "c.engine", "d.engine", "e.engine"]
     assert not beside.exists()
     assert cache.size() <= cache.limit
 
 
-def test_the_newest_stays_even_over_the_limit(cache):
+def test_what_was_just_used_stays_even_over_the_limit(cache):
+    """Another process may be about to load it."""
     cache.limit = 1
-    cache.get("a", make)
-    path = cache.get("b", make)
-    assert sorted(p.name for p in cache.folder.iterdir()) == ["b.engine", "b.engine.json"]
-    assert path.is_file()
+    old, recent = cache.get("a", make), cache.get("b", make)
+    assert left(cache) == ["a.engine", "b.engine"]
+    os.utime(old, (time.time() - 70,) * 2)
+    assert cache.get("c", make).is_file()
+    assert left(cache) == ["b.engine", "c.engine"]
+    assert recent.is_file()
 
 
 def test_a_build_that_fails_leaves_nothing(cache):
@@ -88,7 +100,67 @@ def test_a_build_that_fails_leaves_nothing(cache):
 
     with pytest.raises(EnvironmentFailed):
         cache.get("a", fail)
-    assert list(cache.folder.iterdir()) == []
+    assert left(cache) == []
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_engine_cache import make
+from fastpix2pix.runtime.engine_cache import EngineCache
+
+def slow(path):
+    with open(path.with_name("builds"), "a") as log:
+        log.write("x")
+    path.with_name(f".{path.name}.tmp-1-1").write_text("half an engine")
+    print("building", flush=True)
+    time.sleep(float(sys.argv[3]))
+    path.with_name(f".{path.name}.tmp-1-1").unlink()
+    make(path)
+
+EngineCache(Path(sys.argv[2])).get("a", slow)
+"""
+
+
+def process(cache, seconds):
+    """Another process that asks for the engine "a" and builds it in so many seconds, once it has begun to."""
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", BUILDER, here, str(cache.folder), str(seconds)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert started.stdout.readline() == b"building\n"
+    return started
+
+
+def test_two_processes_build_once(cache):
+    other, waits = process(cache, 1), []
+    path = cache.get("a", lambda path: pytest.fail("built twice"), lambda: waits.append(1))
+    assert other.wait() == 0
+    assert waits
+    assert read_plan(path).size == len(ENGINE)
+    assert (cache.folder / "builds").read_text() == "x"
+
+
+def test_waiting_can_be_ended(cache):
+    def stop():
+        raise KeyboardInterrupt
+
+    other = process(cache, 1)
+    with pytest.raises(KeyboardInterrupt):
+        cache.get("a", make, stop)
+    assert other.wait() == 0
+
+
+def test_a_killed_build_is_made_again(cache):
+    other = process(cache, 60)
+    other.kill()
+    other.wait()
+    half = cache.folder / ".a.engine.tmp-1-1"
+    assert half.is_file()
+    assert read_plan(cache.get("a", make)).size == len(ENGINE)
+    os.utime(half, (time.time() - 7200,) * 2)
+    cache.get("b", make)
+    assert not half.exists()
 
 
 def test_the_folder_is_its_owners_alone(cache):
@@ -108,12 +180,7 @@ def test_a_folder_of_another_user_is_refused(cache):
 
 def test_where_it_is(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTPIX2PIX_CACHE", str(tmp_path))
-    assert default_folder() == tmp_path / "engines"
-    monkeypatch.delenv("FASTPIX2PIX_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert str(default_folder()) == "/x/fastpix2pix/engines"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder().parts[-3:] == (".cache", "fastpix2pix", "engines")
+    assert EngineCache().folder == tmp_path / "engines"
 
 
 def test_the_key_is_of_every_part():

@@ -81,7 +81,10 @@ def test_every_mismatch_is_named_with_the_command_that_mends_it(path, changes, h
     with pytest.raises(InputError, match=said) as error:
         plan.check(path, machine, "0" * 64)
     assert len(plan.mismatches(machine, "0" * 64)) == 1
-    command = f"--precision fp16 --size 32x32,64x96,128x128 --batch 1,2,4 --overwrite --out {path}"
+    command = (
+        "--precision fp16 --norm-stats running --noise fixed --seed 7 --size 32x32,64x96,128x128 --batch 1,2,4 "
+        f"--pixels uint8 --overwrite --out {path}"
+    )
     assert f"--target tensorrt-rtx --for {machine.capability} {command}" in str(error.value)
     assert "\n" not in str(error.value)
 
