@@ -7,6 +7,7 @@ many rows is split; the parts are added in a fixed order by one more launch. A t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -321,16 +322,24 @@ def compile_cases() -> list[CompileCase]:
     """Every block shape that a plan may have, in the forms that the networks need."""
     one, both = ("scale_a", "shift_a"), ("xb", "scale_a", "shift_a", "scale_b", "shift_b")
     cases = []
-    for shape in FLAT:  # d1; c5, whose roles are reversed; e1 and c1
-        gathered = {"Q": "i32", "ldg": "i32", "stride_p": "i32", "stride_tap": "i32", "ACT_A": 2, "ACT_B": 2}
-        flipped = {"Q": "i32", "ldg": "i32", "stride_p": 1, "FLIPPED": True, "STRIDE": 1, "PADDING": 2, "ACT_A": 1}
-        rgb = {"Q": "i32", "lda": "i32", "stride_p": "i32", "stride_tap": "i32"}
+    thin: dict[str, Any] = {"Q": "i32", "stride_p": "i32", "stride_tap": "i32"}
+    gathered = thin | {"ldg": "i32", "ACT_A": 2, "ACT_B": 2}
+    flipped: dict[str, Any] = {
+        "Q": "i32",
+        "ldg": "i32",
+        "stride_p": 1,
+        "FLIPPED": True,
+        "STRIDE": 1,
+        "PADDING": 2,
+        "ACT_A": 1,
+    }
+    for shape in FLAT:  # c5, whose roles are reversed; d1; e1 and c1
         if shape[1] == 16:
             cases.append(_compile_case(shape, one, INPUT_PLAIN=True, WHOLE=True, FLAT=True, stride_q="i32", **flipped))
         elif shape[0] == 128:
             cases.append(_compile_case(shape, both, INPUT_PLAIN=True, WHOLE=False, FLAT=True, **gathered))
         else:
-            cases.append(_compile_case(shape, (), WHOLE=False, FLAT=True, **rgb))
+            cases.append(_compile_case(shape, (), WHOLE=False, FLAT=True, lda="i32", **thin))
     for shape in (*DEEP, MIDDLE, *LARGE):
         cases.append(_compile_case(shape, (), ACT_A=1, ACCUMULATE=True))
         cases.append(_compile_case(shape, ("xb",), INPUT_PLAIN=True, ACT_A=2, ACT_B=2))
@@ -346,7 +355,7 @@ def _compile_case(shape: Shape, present: Sequence[str], **given: str | int) -> C
     """One block shape and form; `present`: the optional arguments that are there."""
     p, q, rows, warps, stages = shape
     optional = ("xb", "scale_a", "shift_a", "scale_b", "shift_b")
-    constexprs: dict[str, object] = {"INPUT_PLAIN": False, "SIDE": 4, "STRIDE": 2, "PADDING": 1, "FLIPPED": False}
+    constexprs: dict[str, Any] = {"INPUT_PLAIN": False, "SIDE": 4, "STRIDE": 2, "PADDING": 1, "FLIPPED": False}
     constexprs |= {"ACT_A": 0, "ACT_B": 0, "FLAT": False, "WHOLE": True, "ACCUMULATE": False, "UPCAST": False}
     constexprs |= {"BP": p, "BQ": q, "BR": rows, "stride_q": 1}  # an argument that is 1 becomes a constant
     constexprs |= {name: None for name in optional if name not in present}

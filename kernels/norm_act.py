@@ -95,8 +95,8 @@ def _norm_act_reference(
     rows = len(x) // groups
     if tiles is None:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)).view(groups, rows, -1)
-        tiles = Tiles(*reversed(torch.var_mean(wide, 1, correction=0, keepdim=True)), rows)
-        tiles = tiles._replace(m2=tiles.m2 * rows)
+        var, mean = torch.var_mean(wide, 1, correction=0, keepdim=True)
+        tiles = Tiles(mean, var * rows, rows)
     mean, m2 = of_tiles(tiles, rows)
     statistics = Statistics(mean, torch.rsqrt(m2 / rows + eps))
     h = hidden(x, gamma, beta, statistics, images, noise)

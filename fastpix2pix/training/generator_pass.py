@@ -2,8 +2,8 @@
 
 Same function as `Unet.forward` in training mode, but dropout masks come from counters (kernels/philox.py). Each
 normalisation writes its one or two activated outputs where they are needed: leaky(z) for the next convolution, relu(z)
-into its half of the concatenation that the matching up-block reads, so nothing is concatenated. Where the readers are the
-project's own products, a map is written once, and they read it where it lies.
+into its half of the concatenation that the matching up-block reads, so nothing is concatenated. Where the readers are
+the project's own products, a map is written once, and they read it where it lies.
 """
 
 from __future__ import annotations

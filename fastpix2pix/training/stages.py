@@ -173,7 +173,7 @@ def _shape(stage: Stage) -> tuple[int, int, int, int]:
 
 def activate(stage: Stage, params: Parameters, outputs: Sequence[Output], how: How) -> None:
     """Normalise, drop and activate, or add the bias and activate. A bias in front of a norm changes nothing."""
-    tiles, partials, norm = stage.product.tiles, stage.product.partials, stage.block.norm
+    tiles, partials = stage.product.tiles, stage.product.partials
     stage.product = Product()
     if not stage.normalises:
         bias = params.get(f"{stage.name}.conv.bias")
@@ -187,7 +187,7 @@ def activate(stage: Stage, params: Parameters, outputs: Sequence[Output], how: H
         groups=stage.groups,
         images=stage.size.images,
         noise=stage.noise,
-        running=_running(norm),
+        running=_running(stage.block),
         tiles=tiles,
         partials=partials,
         impl=how.impl,
@@ -211,7 +211,7 @@ def defer(stage: Stage, params: Parameters, activation: str, how: How) -> Source
         params.get(f"{stage.name}.norm.weight"),
         params.get(f"{stage.name}.norm.bias"),
         rows=len(stage.raw) // stage.groups,
-        running=_running(stage.block.norm),
+        running=_running(stage.block),
         impl=how.impl,
     )
     stage.product = Product()
@@ -219,7 +219,8 @@ def defer(stage: Stage, params: Parameters, activation: str, how: How) -> Source
     return Source(stage.raw, activation, found.scale, found.shift)
 
 
-def _running(norm: nn.Module) -> Running | None:
+def _running(block: nn.Module) -> Running | None:
+    norm = block.norm
     if not isinstance(norm, nn.BatchNorm2d):
         return None
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None

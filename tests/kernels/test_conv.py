@@ -1,4 +1,4 @@
-"""Convolutions as gather products against float64: every geometry, thin and odd channels, prologues, epilogues, splits."""
+"""Convolutions as gather products against float64: geometries, thin and odd channels, prologues, epilogues, splits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpix2pix.kernels import conv as module
+from fastpix2pix.kernels import conv_kernel as module
 from fastpix2pix.kernels._triton import jit, tl, triton
 from fastpix2pix.kernels.conv import Norm, Product, conv, conv_dgrad
 from fastpix2pix.kernels.conv_plan import ConvPlan, Problem
