@@ -173,7 +173,15 @@ class Train:
         _check_seed(self.seed)
         for name in ("batch", "epochs", "log_steps", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("lambda_l1", "pool", "max_steps", "max_minutes", "validate_epochs", "checkpoint_steps", "tune_minutes"):
+        for name in (
+            "lambda_l1",
+            "pool",
+            "max_steps",
+            "max_minutes",
+            "validate_epochs",
+            "checkpoint_steps",
+            "tune_minutes",
+        ):
             _check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}: must not be negative")
         for name in ("lr", "checkpoint_minutes"):
             _check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
@@ -276,6 +284,7 @@ class Stream:
     quality: int | None = None  # constant rate factor, lower is better; default: 20 of libx264, 32 of free codecs
     pixel_format: str | None = None  # of what is written; default: yuv420p, rgb24 for raw frames on stdout
     hwaccel: Literal["auto", "cuda", "none"] = "auto"  # decode with NVDEC; auto: where the model runs on a GPU
+    frames: Literal["auto", "cpu", "cuda"] = "auto"  # where colours and sizes are converted; auto: cpu until measured
     preview: int | None = None  # port of a page on 127.0.0.1 that shows input | output live; 0: any that is free
     steady: float = 0.0  # smoothing in time where the input stands still: share kept of the last output, below 1
     timeout: float = 10.0  # seconds that a network source may be silent before it is opened again
@@ -392,6 +401,34 @@ class Build:
         _check(len(found) in (1, 3), f"batch = {self.batch}: allowed are one number and smallest,usual,largest")
         _check_rising("batch", self.batch, found)
         return tuple(found)
+
+
+BENCH_PARTS = ("kernels", "layers", "steps", "loader", "engines", "frames", "startup")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure this machine: everything here beside plainly written baselines, checked to compute the same."""
+
+    parts: str = ",".join(BENCH_PARTS)  # what is compared, in this order
+    scale: Literal["full", "short", "smoke"] = "full"  # minutes, less with smaller networks, or just enough to try it
+    compile: Literal["auto", "on", "off"] = "auto"  # ways that take minutes to build: torch.compile; auto: on a GPU
+    device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
+    threads: int = 0  # of the CPU; 0: as many as torch chooses
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        unknown = [part for part in self.chosen if part not in BENCH_PARTS]
+        _check(
+            bool(self.chosen) and not unknown,
+            f"parts = {self.parts}: allowed are {', '.join(BENCH_PARTS)}, separated by commas",
+        )
+        _check(self.threads >= 0, f"threads = {self.threads}: must not be negative")
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The parts."""
+        return tuple(_items(self.parts))
 
 
 def _items(text: str | None) -> list[str]:

@@ -13,6 +13,7 @@ from ..config import Stream as Options
 from ..console import say
 from ..runtime.engine import Engine
 from ..runtime.native import FrameRuntime, InputSpec, OutputSpec
+from .device import DeviceNetwork, graph_of, on_gpu
 from .geometry import Geometry, check_fixed, fit_into
 from .live import Clock
 from .network import Network
@@ -155,12 +156,19 @@ class Pipeline:
         return replace(media, height=height, width=width, pixels=self.sink.pixels, aspect=aspect)
 
     def _make_runtime(self, media: Media, geometry: Geometry, out: Media) -> FrameRuntime:
-        colour: Any = {"matrix": media.colour.matrix, "range": media.colour.range, "layout": "nhwc"}
+        network: Any = self._network
+        options: dict[str, Any] = {}
+        layout = "nhwc"
+        if on_gpu(self._engine, self._options):
+            network = DeviceNetwork(self._engine, *geometry.network)
+            options, layout = graph_of(self._engine), network.layout
+        colour: Any = {"matrix": media.colour.matrix, "range": media.colour.range, "layout": layout}
         size = (media.height, media.width)
         return FrameRuntime(
             InputSpec(media.pixels, size, geometry.network, crop=geometry.crop, place=geometry.place, **colour),
             OutputSpec(out.pixels, geometry.output, geometry.network, region=geometry.region, **colour),
-            self._network,
+            network,
+            **options,
             slots=_LIVE_SLOTS if self._options.live else _SLOTS,
             depth=_DEPTH,
             policy="drop-oldest" if self._options.live else "block",
@@ -253,12 +261,16 @@ class Pipeline:
     def figures(self) -> dict[str, dict[str, float]]:
         """Per stage so far. `total` is from submit to the finished picture."""
         inside: dict[str, Any] = dict(self._runtime.stats()["latency"])
+        engine = self._network.timing.as_dict()
+        if not engine["count"]:  # of a runtime on CUDA, which times its own work
+            computed = inside["compute"]
+            engine = {**computed, "total_s": computed["count"] * computed["p50_ms"] / 1e3}
         named = {"queue": "queue", "upload": "to_network", "download": "from_network", "total": "total"}
         return {
             "decode": self._decode.as_dict(),
             "wait": self._submit.as_dict(),
             **{name: inside[key] for key, name in named.items()},
-            "engine": self._network.timing.as_dict(),
+            "engine": engine,
             "encode": self._write.as_dict(),
         }
 
@@ -272,13 +284,14 @@ class Pipeline:
             "failed": counted["failed"] + counted["abandoned"],
             "broken": self.source.broken,
         }
-        engine = self._network.timing.total
+        stages = self.figures()
+        engine = stages["engine"]["total_s"]
         busy = self._decode.total + engine + self._write.total
         return Report(
             self.source.name,
             self.sink.name,
             frames,
-            self.figures(),
+            stages,
             seconds,
             self.done / seconds,
             engine / seconds,

@@ -26,6 +26,7 @@ except ImportError as error:
     raise EnvironmentFailed(f"video needs PyAV ({error}); pip install 'fastpix2pix[video]'") from None
 
 from .address import VIDEO_SUFFIXES, expanded, is_url, shown, sink_kind, source_kind, stem
+from .device import on_gpu
 from .network import Batches, Network, Step, check_channels
 from .pipeline import COUNTS, Pipeline, Report
 from .preview import Pane, Preview
@@ -119,6 +120,7 @@ def translate(
     engine = _for_video(g, say)
     check_channels(engine)
     _check_fit(engine, options)
+    on_gpu(engine, options)
     together = Together(Batches(engine), batch)
     panes, pipelines = [], []
     for source, sink in pairs:
@@ -218,7 +220,9 @@ def _for_video(g: Translator, say: Callable[[str], None]) -> Engine:
     if engine.modes.noise != "random" or g.modes_source.get("noise") == "given":
         return engine
     if not isinstance(engine, TorchEngine):
-        say("noise random is built into this file: the video will flicker; build one with --noise fixed or off")
+        say(
+            f"noise random ({g.modes_source.get('noise')}): the video will flicker; give --noise fixed, or build with it"
+        )
         return engine
     say(f"noise fixed instead of random ({g.modes_source['noise']}): a video would flicker; --noise random insists")
     engine = copy.copy(engine)
