@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace fastpix2pix {
@@ -25,6 +26,26 @@ const std::uint8_t* at(const ConstPlanes& frame, int plane, int y, std::ptrdiff_
   return frame.data[plane] + y * frame.stride[plane] + offset;
 }
 
+// The vertical filter: row y of n sums, over the rows that row_at gives. Rows that weigh nothing are not read.
+template <class RowAt>
+void sum_rows(TapsView taps, int y, std::ptrdiff_t n, float* sums, const RowAt& row_at) {
+  using T = std::remove_const_t<std::remove_pointer_t<decltype(row_at(0))>>;
+  rows::TapRows<T> some{};
+  bool first = true;
+  const auto flush = [&] {
+    if (some.count > 0) rows::add(some, first, n, sums), first = false;
+    some.count = 0;
+  };
+  for (int k = 0; k < taps.count; ++k) {
+    const float weight = taps.weight[std::ptrdiff_t{k} * taps.out + y];
+    if (weight == 0.0f) continue;
+    some.src[some.count] = row_at(taps.first[y] + k);
+    some.weight[some.count++] = weight;
+    if (some.count == rows::kTaps) flush();
+  }
+  flush();
+}
+
 rows::Rows ordered(Format format, rows::Rows rgb) {
   if (format == Format::bgr) std::swap(rgb.c[0], rgb.c[2]);
   return rgb;
@@ -46,7 +67,7 @@ void InputPlan::run(void* network, const ConstPlanes& frame) {
 
 void InputPlan::row(int worker, int y, void* network, const ConstPlanes& frame) {
   const int width = spec_.network.width, left = spec_.left, scaled = spec_.scaled_width;
-  const rows::Rows line = scratch_.rows(worker, 0);
+  const rows::Rows line = scratch_.rows(worker, Scratch::kLine);
   int from = y - spec_.top;
   if (from < 0 || from >= spec_.scaled_height) {
     if (spec_.border == Border::constant) {
@@ -87,37 +108,27 @@ void InputPlan::load(int y, const ConstPlanes& frame, rows::Rows to) const {
 void InputPlan::load_resized(int worker, int y, const ConstPlanes& frame, rows::Rows to) {
   const Format format = spec_.frame.format;
   const Rect& crop = spec_.crop;
-  const TapsView vertical = resize_.rows.view(), horizontal = resize_.columns.view();
+  const TapsView horizontal = resize_.columns.view();
   const auto sum = [&](int plane, int halve, std::ptrdiff_t offset, std::ptrdiff_t n, float* into) {
-    bool first = true;
-    for (int k = 0; k < vertical.count; ++k) {
-      const float weight = vertical.weight[std::ptrdiff_t{k} * vertical.out + y];
-      if (weight == 0.0f) continue;
-      const int source = (crop.y + vertical.first[y] + k) >> halve;
-      rows::add_bytes(at(frame, plane, source, offset), weight, first, n, into);
-      first = false;
-    }
+    sum_rows(resize_.rows.view(), y, n, into,
+             [&](int row) { return at(frame, plane, (crop.y + row) >> halve, offset); });
   };
-  float* sums = scratch_.row(worker, 6);
+  float* sums = scratch_.row(worker, Scratch::kSums);
   if (!is_yuv(format)) {
     const int channels = packed_channels(format);
     sum(0, 0, std::ptrdiff_t{crop.x} * channels, std::ptrdiff_t{crop.width} * channels, sums);
-    const rows::Rows rgb = ordered(format, to);
-    for (int c = 0; c < 3; ++c) rows::resample(sums + c, channels, horizontal, rgb.c[c]);
-    return;
+    return rows::resample(sums, channels, horizontal, ordered(format, to));
   }
   const bool pairs = format == Format::nv12;
-  const int columns = (crop.x + crop.width + 1) / 2 - crop.x / 2;  // of chroma
+  const int step = pairs ? 2 : 1;
+  const std::ptrdiff_t begin = crop.x / 2, n = (crop.x + crop.width + 1) / 2 - begin;  // of chroma
+  float *u = scratch_.row(worker, Scratch::kSums + 1), *v = pairs ? u + 1 : scratch_.row(worker, Scratch::kSums + 2);
   sum(0, 0, crop.x, crop.width, sums);
-  rows::resample(sums, 1, horizontal, to.c[0]);
-  float* wide = scratch_.row(worker, 3);
-  for (int c = 1; c < 3; ++c) {
-    if (!pairs || c == 1) {
-      sum(c, 1, crop.x / 2 * (pairs ? 2 : 1), std::ptrdiff_t{columns} * (pairs ? 2 : 1), sums);
-    }
-    rows::widen_chroma(sums + (pairs ? c - 1 : 0), pairs ? 2 : 1, crop.x % 2, crop.width, wide);
-    rows::resample(wide, 1, horizontal, to.c[c]);
-  }
+  sum(1, 1, begin * step, n * step, u);
+  if (!pairs) sum(2, 1, begin, n, v);
+  float* pixels = scratch_.row(worker, Scratch::kPixels);
+  rows::interleave_yuv(sums, u, v, step, crop.x % 2, crop.width, pixels);
+  rows::resample(pixels, 4, horizontal, to);
 }
 
 void InputPlan::store(rows::Rows levels, int y, void* network) const {
@@ -142,18 +153,18 @@ void OutputPlan::run(const Planes& frame, const void* network) {
   const auto row_of = [&](int plane, int y) { return frame.data[plane] + y * frame.stride[plane]; };
   if (!is_yuv(format)) {
     return pool_.for_rows(spec_.frame.height, [&](int worker, int y) {
-      const rows::Rows line = scratch_.rows(worker, 0);
+      const rows::Rows line = scratch_.rows(worker, Scratch::kLine);
       load(worker, y, network, line);
       rows::store_packed(ordered(format, line), packed_channels(format), width, row_of(0, y));
     });
   }
   pool_.for_rows((spec_.frame.height + 1) / 2, [&](int worker, int pair) {
-    const rows::Rows top = scratch_.rows(worker, 0);
+    const rows::Rows top = scratch_.rows(worker, Scratch::kLine);
     rows::Rows bottom = top;  // an odd last row stands for two
     load(worker, 2 * pair, network, top);
     rows::store_luma(top, width, spec_.colour, row_of(0, 2 * pair));
     if (2 * pair + 1 < spec_.frame.height) {
-      bottom = scratch_.rows(worker, 3);
+      bottom = scratch_.rows(worker, Scratch::kSecondLine);
       load(worker, 2 * pair + 1, network, bottom);
       rows::store_luma(bottom, width, spec_.colour, row_of(0, 2 * pair + 1));
     }
@@ -170,15 +181,6 @@ void OutputPlan::load(int worker, int y, const void* network, rows::Rows to) {
   rows::to_levels(to, spec_.frame.width);
 }
 
-namespace {
-void add(const float* src, float weight, bool first, std::ptrdiff_t n, float* sum) {
-  rows::add_floats(src, weight, first, n, sum);
-}
-void add(const rows::Half* src, float weight, bool first, std::ptrdiff_t n, float* sum) {
-  rows::add_halves(src, weight, first, n, sum);
-}
-}  // namespace
-
 template <class T>
 void OutputPlan::load_units(int worker, int y, const T* network, rows::Rows to) {
   const std::ptrdiff_t width = spec_.network.width, plane = width * spec_.network.height;
@@ -194,20 +196,17 @@ void OutputPlan::load_units(int worker, int y, const T* network, rows::Rows to) 
     for (int c = 0; c < 3; ++c) rows::load_plane(at(y, c), region.width, to.c[c]);
     return;
   }
-  const TapsView vertical = resize_.rows.view(), horizontal = resize_.columns.view();
-  float* sums = scratch_.row(worker, 6);
-  for (int c = 0; c < 3; ++c) {
-    if (!last || c == 0) {
-      bool first = true;
-      for (int k = 0; k < vertical.count; ++k) {
-        const float weight = vertical.weight[std::ptrdiff_t{k} * vertical.out + y];
-        if (weight == 0.0f) continue;
-        add(at(vertical.first[y] + k, c), weight, first, std::ptrdiff_t{region.width} * (last ? 3 : 1), sums);
-        first = false;
-      }
-    }
-    rows::resample(last ? sums + c : sums, last ? 3 : 1, horizontal, to.c[c]);
-  }
+  const auto sum = [&](int c, std::ptrdiff_t n) {
+    float* into = scratch_.row(worker, Scratch::kSums + c);
+    sum_rows(resize_.rows.view(), y, n, into, [&](int row) { return at(row, c); });
+    return into;
+  };
+  const TapsView horizontal = resize_.columns.view();
+  if (last) return rows::resample(sum(0, 3 * region.width), 3, horizontal, to);
+  const float *a = sum(0, region.width), *b = sum(1, region.width), *c = sum(2, region.width);
+  float* pixels = scratch_.row(worker, Scratch::kPixels);
+  rows::interleave(a, b, c, region.width, pixels);
+  rows::resample(pixels, 4, horizontal, to);
 }
 
 }  // namespace fastpix2pix

@@ -10,18 +10,21 @@
 
 namespace fastpix2pix {
 
-// Floats that one worker needs for its rows, allocated once.
+// Floats that one worker needs for its rows, allocated once. Rows lie behind each other: vertical sums of packed pixels
+// go over several from kSums on, pixels of four floats over four from kPixels on.
 class Scratch {
  public:
-  Scratch(int workers, std::ptrdiff_t row) : row_(row), memory_(workers * kRows * row) {}
-  // Row `index` of a worker; vertical sums take the last four in a line.
+  static constexpr int kLine = 0, kSecondLine = 3, kSums = 6, kPixels = 9;
+
+  Scratch(int workers, std::ptrdiff_t row) : row_(row), memory_(workers * kRows * row + 1) {}
+  // Row `index` of a worker.
   float* row(int worker, int index) { return memory_.data() + (worker * kRows + index) * row_; }
   rows::Rows rows(int worker, int index) {
     return {{row(worker, index), row(worker, index + 1), row(worker, index + 2)}};
   }
 
  private:
-  static constexpr std::ptrdiff_t kRows = 10;  // two lines of three components, four for sums
+  static constexpr std::ptrdiff_t kRows = 13;  // three components twice, three sums, four of pixels
   std::ptrdiff_t row_;
   std::vector<float> memory_;
 };

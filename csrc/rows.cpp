@@ -71,12 +71,52 @@ INLINE void split(const From* __restrict src, ptrdiff_t n, float* __restrict a, 
   }
 }
 
-template <class From>
-INLINE void add(const From* __restrict src, float weight, bool first, ptrdiff_t n, float* __restrict sum) {
+template <int Count, class From>
+INLINE void add_taps(const From* const* src, const float* weight, bool first, ptrdiff_t n, float* __restrict sum) {
+  const auto next = [&](ptrdiff_t x, float value, int from) __attribute__((always_inline)) {
+    for (int k = from; k < Count; ++k) value = value + weight[k] * static_cast<float>(src[k][x]);
+    return value;
+  };
   if (first) {
-    for (ptrdiff_t x = 0; x < n; ++x) sum[x] = weight * static_cast<float>(src[x]);
+    for (ptrdiff_t x = 0; x < n; ++x) sum[x] = next(x, weight[0] * static_cast<float>(src[0][x]), 1);
   } else {
-    for (ptrdiff_t x = 0; x < n; ++x) sum[x] = sum[x] + weight * static_cast<float>(src[x]);
+    for (ptrdiff_t x = 0; x < n; ++x) sum[x] = next(x, sum[x], 0);
+  }
+}
+
+template <class From>
+INLINE void add_rows(const TapRows<From>& given, bool first, ptrdiff_t n, float* __restrict sum) {
+  const TapRows<From> taps = given;
+  switch (taps.count) {
+    case 1:
+      return add_taps<1>(taps.src, taps.weight, first, n, sum);
+    case 2:
+      return add_taps<2>(taps.src, taps.weight, first, n, sum);
+    case 3:
+      return add_taps<3>(taps.src, taps.weight, first, n, sum);
+    default:
+      return add_taps<4>(taps.src, taps.weight, first, n, sum);
+  }
+}
+
+// Four floats of a pixel in one register: all components of an output go through its taps together.
+typedef float Vector __attribute__((vector_size(16)));
+INLINE Vector load4(const float* from) {
+  Vector value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <int Pitch>
+INLINE void filter_columns(const float* __restrict src, TapsView taps, Rows to) {
+  float* __restrict a = to.c[0], * __restrict b = to.c[1], * __restrict c = to.c[2];
+  for (ptrdiff_t x = 0; x < taps.out; ++x) {
+    const float *from = src + Pitch * taps.first[x], *weight = taps.weight + x;
+    Vector sum = *weight * load4(from);
+    for (int k = 1; k < taps.count; ++k) sum = sum + weight[ptrdiff_t{k} * taps.out] * load4(from + Pitch * k);
+    a[x] = sum[0];
+    b[x] = sum[1];
+    c[x] = sum[2];
   }
 }
 
@@ -95,6 +135,22 @@ INLINE void double_columns(const From* __restrict src, int phase, ptrdiff_t n, f
   if (n % 2) to[n - 1] = static_cast<float>(src[Step * (n / 2)]);
 }
 
+template <int Step>
+INLINE void pixels_of_yuv(const float* __restrict y, const float* __restrict u, const float* __restrict v, int phase,
+                          ptrdiff_t n, float* __restrict to) {
+  const auto store = [&](ptrdiff_t x, ptrdiff_t pair) __attribute__((always_inline)) {
+    to[4 * x] = y[x];
+    to[4 * x + 1] = u[Step * pair];
+    to[4 * x + 2] = v[Step * pair];
+  };
+  if (phase == 1 && n > 0) store(0, 0);
+  for (ptrdiff_t pair = phase; pair < (n + phase) / 2; ++pair) {
+    store(2 * pair - phase, pair);
+    store(2 * pair - phase + 1, pair);
+  }
+  if ((n + phase) % 2 && n > phase) store(n - 1, (n - 1 + phase) / 2);
+}
+
 template <class To>
 INLINE void units(const float* __restrict levels, ptrdiff_t n, To* __restrict to) {
   for (ptrdiff_t x = 0; x < n; ++x) to[x] = static_cast<To>(unit_of_level(clamp_level(levels[x])));
@@ -110,14 +166,22 @@ INLINE void interleaved_units(const float* __restrict a, const float* __restrict
   }
 }
 
-template <int Channels>
 INLINE void bytes(const float* __restrict a, const float* __restrict b, const float* __restrict c, ptrdiff_t n,
                   uint8_t* __restrict to) {
   for (ptrdiff_t x = 0; x < n; ++x) {
-    to[Channels * x] = byte_of_level(a[x]);
-    to[Channels * x + 1] = byte_of_level(b[x]);
-    to[Channels * x + 2] = byte_of_level(c[x]);
-    if (Channels == 4) to[Channels * x + 3] = 255;
+    to[3 * x] = byte_of_level(a[x]);
+    to[3 * x + 1] = byte_of_level(b[x]);
+    to[3 * x + 2] = byte_of_level(c[x]);
+  }
+}
+
+// With alpha 255: a pixel is one word, which vectors hold side by side.
+INLINE void words(const float* __restrict a, const float* __restrict b, const float* __restrict c, ptrdiff_t n,
+                  uint8_t* __restrict to) {
+  for (ptrdiff_t x = 0; x < n; ++x) {
+    const std::uint32_t pixel = byte_of_level(a[x]) | std::uint32_t{byte_of_level(b[x])} << 8 |
+                                std::uint32_t{byte_of_level(c[x])} << 16 | 255u << 24;
+    __builtin_memcpy(to + 4 * x, &pixel, 4);  // little endian, as every machine with a GPU is
   }
 }
 
@@ -149,31 +213,37 @@ EACH_CPU void load_chroma(const uint8_t* src, int step, int phase, ptrdiff_t n, 
   step == 2 ? double_columns<2>(src, phase, n, to) : double_columns<1>(src, phase, n, to);
 }
 
-EACH_CPU void widen_chroma(const float* src, int step, int phase, ptrdiff_t n, float* to) {
-  step == 2 ? double_columns<2>(src, phase, n, to) : double_columns<1>(src, phase, n, to);
-}
-
-EACH_CPU void add_bytes(const uint8_t* src, float weight, bool first, ptrdiff_t n, float* sum) {
-  add(src, weight, first, n, sum);
-}
-EACH_CPU void add_floats(const float* src, float weight, bool first, ptrdiff_t n, float* sum) {
-  add(src, weight, first, n, sum);
-}
-EACH_CPU void add_halves(const Half* src, float weight, bool first, ptrdiff_t n, float* sum) {
+EACH_CPU void add(const TapRows<uint8_t>& taps, bool first, ptrdiff_t n, float* sum) { add_rows(taps, first, n, sum); }
+EACH_CPU void add(const TapRows<float>& taps, bool first, ptrdiff_t n, float* sum) { add_rows(taps, first, n, sum); }
+EACH_CPU void add(const TapRows<Half>& taps, bool first, ptrdiff_t n, float* sum) {
   in_bites(n, [&](ptrdiff_t from, ptrdiff_t count) INLINE_CALL {
-    float values[kBite];
-    of_half(src + from, count, values);
-    add(values, weight, first, count, sum + from);
+    float values[kTaps][kBite];
+    TapRows<float> widened{{}, {}, taps.count};
+    for (int k = 0; k < taps.count; ++k) {
+      of_half(taps.src[k] + from, count, values[k]);
+      widened.src[k] = values[k];
+      widened.weight[k] = taps.weight[k];
+    }
+    add_rows(widened, first, count, sum + from);
   });
 }
 
-EACH_CPU void resample(const float* __restrict src, int step, TapsView taps, float* __restrict to) {
-  const std::int32_t* __restrict from = taps.first;
-  for (int x = 0; x < taps.out; ++x) to[x] = taps.weight[x] * src[from[x] * step];
-  for (int k = 1; k < taps.count; ++k) {
-    const float* __restrict weight = taps.weight + static_cast<ptrdiff_t>(k) * taps.out;
-    for (int x = 0; x < taps.out; ++x) to[x] = to[x] + weight[x] * src[(from[x] + k) * step];
+EACH_CPU void interleave(const float* __restrict a, const float* __restrict b, const float* __restrict c, ptrdiff_t n,
+                         float* __restrict to) {
+  for (ptrdiff_t x = 0; x < n; ++x) {
+    to[4 * x] = a[x];
+    to[4 * x + 1] = b[x];
+    to[4 * x + 2] = c[x];
   }
+}
+
+EACH_CPU void interleave_yuv(const float* y, const float* u, const float* v, int step, int phase, ptrdiff_t n,
+                             float* to) {
+  step == 2 ? pixels_of_yuv<2>(y, u, v, phase, n, to) : pixels_of_yuv<1>(y, u, v, phase, n, to);
+}
+
+EACH_CPU void resample(const float* src, int pitch, TapsView taps, Rows to) {
+  pitch == 4 ? filter_columns<4>(src, taps, to) : filter_columns<3>(src, taps, to);
 }
 
 EACH_CPU void yuv_to_rgb(Rows levels, ptrdiff_t n, const Colour& colour) {
@@ -226,8 +296,8 @@ EACH_CPU void to_levels(Rows units, ptrdiff_t n) {
 }
 
 EACH_CPU void store_packed(Rows levels, int channels, ptrdiff_t n, uint8_t* to) {
-  channels == 4 ? bytes<4>(levels.c[0], levels.c[1], levels.c[2], n, to)
-                : bytes<3>(levels.c[0], levels.c[1], levels.c[2], n, to);
+  channels == 4 ? words(levels.c[0], levels.c[1], levels.c[2], n, to)
+                : bytes(levels.c[0], levels.c[1], levels.c[2], n, to);
 }
 
 EACH_CPU void store_luma(Rows rgb, ptrdiff_t n, const Colour& colour, uint8_t* __restrict y) {

@@ -22,14 +22,25 @@ void load_packed(const std::uint8_t* src, int channels, std::ptrdiff_t n, Rows t
 void load_plane(const std::uint8_t* src, std::ptrdiff_t n, float* to);
 // Chroma has half the columns: to[x] = src[(x + phase) / 2 * step]; phase 0 or 1, step 2 where U and V alternate.
 void load_chroma(const std::uint8_t* src, int step, int phase, std::ptrdiff_t n, float* to);
-void widen_chroma(const float* src, int step, int phase, std::ptrdiff_t n, float* to);
 
-// One tap of a vertical filter: sum = weight * src for the first, sum += weight * src for the others.
-void add_bytes(const std::uint8_t* src, float weight, bool first, std::ptrdiff_t n, float* sum);
-void add_floats(const float* src, float weight, bool first, std::ptrdiff_t n, float* sum);
-void add_halves(const Half* src, float weight, bool first, std::ptrdiff_t n, float* sum);
-// The horizontal filter: to[x] for every column of `taps`, from values that lie `step` apart.
-void resample(const float* src, int step, TapsView taps, float* to);
+// A few taps of a vertical filter: sum + weight[0] * src[0] + weight[1] * src[1] + ... in that order, from nothing if
+// they are the first.
+constexpr int kTaps = 4;
+template <class T>
+struct TapRows {
+  const T* src[kTaps];
+  float weight[kTaps];
+  int count;  // 1 to kTaps
+};
+void add(const TapRows<std::uint8_t>& taps, bool first, std::ptrdiff_t n, float* sum);
+void add(const TapRows<float>& taps, bool first, std::ptrdiff_t n, float* sum);
+void add(const TapRows<Half>& taps, bool first, std::ptrdiff_t n, float* sum);
+
+// Pixels of four floats, the last unused, for `resample`: from three rows, or with chroma as in load_chroma.
+void interleave(const float* a, const float* b, const float* c, std::ptrdiff_t n, float* to);
+void interleave_yuv(const float* y, const float* u, const float* v, int step, int phase, std::ptrdiff_t n, float* to);
+// The horizontal filter: every column of `taps`, from pixels of 3 or 4 floats. One float behind the last is read.
+void resample(const float* src, int pitch, TapsView taps, Rows to);
 
 void yuv_to_rgb(Rows levels, std::ptrdiff_t n, const Colour& colour);  // in place
 
