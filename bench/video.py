@@ -2,8 +2,8 @@
 
 In turn, so that a busy machine slows both: the engine alone on as many pictures of the network's size, and the whole
 `infer` from file to file. Prints medians and their ratio, which is what decoding, colours, padding, encoding and the
-frame runtime add, in wall time and in processor time (which other programs disturb less). On a machine that others use too say GOMP_SPINCOUNT=0: OpenMP's threads then wait without
-spinning, of which an engine alone would suffer more than one in a pipeline.
+frame runtime add, in wall time and in processor time (which other programs disturb less). On a machine that is shared
+say GOMP_SPINCOUNT=0: OpenMP's threads then wait without spinning, which costs an engine alone more than a pipeline.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Clock:
         """Of a file: until the picture is due."""
         now, stamp = time.monotonic(), pts * self._time_base
         late = 0.0 if self._start is None else now - stamp - self._start  # negative: early
-        if self._start is None or late < -_JUMP or (self._live and late > _JUMP):
+        if self._start is None or late > _JUMP or (self._live and late < -_JUMP):
             self._start = now - stamp
         if self._live:
             self._start = min(self._start, now - stamp)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from ..config import Stream as Options
@@ -20,46 +20,15 @@ from .network import Network
 from .opening import Stopped
 from .picture import Media
 from .preview import Pane
+from .report import COUNTS, Report
 from .sinks import Sink
 from .sources import Sound, Source
 from .timing import Timing
 
-COUNTS = ("in", "out", "dropped", "late", "failed", "broken")
 _SLOTS, _DEPTH = 4, 1  # pictures inside the runtime, offline
 _LIVE_SLOTS = 2  # one in work, one waiting: a queue of 1
 _LONG = 20.0  # seconds of work that are announced
 _BEAT = 0.2  # seconds between two looks at whether to stop
-
-
-@dataclass
-class Report:
-    """What became of one stream."""
-
-    source: str
-    sink: str
-    frames: dict[str, int] = field(default_factory=dict)  # by COUNTS
-    stages: dict[str, dict[str, float]] = field(default_factory=dict)  # p50_ms, p95_ms, p99_ms, max_ms, count
-    seconds: float = 0.0  # from the first picture asked for to the trailer
-    fps: float = 0.0  # pictures out per second of it
-    engine_share: float = 0.0  # of the wall time in which the engine worked
-    overlap: float = 0.0  # sum of the stages' working time over the wall time; 1 where nothing overlaps
-    reconnects: int = 0
-    live: bool = False
-    interrupted: bool = False
-    media: dict[str, Any] = field(default_factory=dict)
-
-    def line(self) -> str:
-        """For a person."""
-        f = self.frames
-        lost = ", ".join(f"{f[name]} {name}" for name in ("dropped", "late", "failed", "broken") if f[name])
-        spent = ", ".join(f"{name} {self.stages[name]['p50_ms']:.1f} ms" for name in ("decode", "engine", "encode"))
-        total = self.stages["total"]
-        late = f"; latency p50 {total['p50_ms']:.0f}, p95 {total['p95_ms']:.0f}, p99 {total['p99_ms']:.0f} ms"
-        return (
-            f"{self.source} -> {self.sink}: {f['out']} of {f['in']} frames{f' ({lost})' if lost else ''} in "
-            f"{self.seconds:.1f} s, {self.fps:.1f} fps; {spent} a frame, engine busy {100 * self.engine_share:.0f} %"
-            f"{late if self.live else ''}"
-        )
 
 
 class Pipeline:
@@ -94,12 +63,15 @@ class Pipeline:
             with whole():
                 self._run(stop)
         except Stopped:
-            nothing = dict.fromkeys(COUNTS, 0)
-            stages = {name: Timing().as_dict() for name in ("decode", "engine", "encode", "total")}
-            return Report(self.source.name, self.sink.name, nothing, stages, interrupted=True)
+            return self.nothing()
         finally:
             self.source.close()
         return self._report(whole.total, stop())
+
+    def nothing(self) -> Report:
+        """Of a stream that was stopped before its first picture."""
+        stages = {name: Timing().as_dict() for name in ("decode", "engine", "encode", "total")}
+        return Report(self.source.name, self.sink.name, dict.fromkeys(COUNTS, 0), stages, interrupted=True)
 
     def _run(self, stop: Callable[[], bool]) -> None:
         with self._decode():

@@ -92,7 +92,7 @@ class FFmpegSource:
     def __init__(self, address: str, options: Stream, device: str = "cpu") -> None:
         self.name, self._address, self._options = shown(address), address, options
         self.kind = source_kind(address)
-        self.live = self.kind in ("camera", "url")
+        self.live = self.kind in ("camera", "url", "pipe")
         self.broken = self.reconnects = 0
         self._hwaccel = options.hwaccel != "none" and (options.hwaccel == "cuda" or device.startswith("cuda"))
         self._container: Any = None
@@ -230,7 +230,7 @@ class FFmpegSource:
 
     def _again(self, why: str) -> bool:
         """Open the source once more; False where that is of no use."""
-        while self.live and self.reconnects < self._options.reconnects and not self._stop():
+        while self.kind != "pipe" and self.live and self.reconnects < self._options.reconnects and not self._stop():
             self.reconnects += 1
             say(f"{self.name}: {why}; opening it again ({self.reconnects} of {self._options.reconnects})")
             self._container.close()

@@ -28,8 +28,9 @@ except ImportError as error:
 from .address import VIDEO_SUFFIXES, expanded, is_url, shown, sink_kind, source_kind, stem
 from .device import on_gpu
 from .network import Batches, Network, Step, check_channels
-from .pipeline import COUNTS, Pipeline, Report
+from .pipeline import Pipeline
 from .preview import Pane, Preview
+from .report import COUNTS, Report
 from .sinks import FrameFolder, Sink, sink_of
 from .sources import Source, check_sources, source_of
 from .steady import Flicker, FlickerFigures, Steady
@@ -211,7 +212,7 @@ def _run_all(
     if failures:
         raise failures[0]
     signal = getattr(asked, "signal", None)
-    return [reports[p] for p in pipelines if p in reports], signal
+    return [reports.get(pipeline) or pipeline.nothing() for pipeline in pipelines], signal
 
 
 def _for_video(g: Translator, say: Callable[[str], None]) -> Engine:
@@ -220,9 +221,7 @@ def _for_video(g: Translator, say: Callable[[str], None]) -> Engine:
     if engine.modes.noise != "random" or g.modes_source.get("noise") == "given":
         return engine
     if not isinstance(engine, TorchEngine):
-        say(
-            f"noise random ({g.modes_source.get('noise')}): the video will flicker; give --noise fixed, or build with it"
-        )
+        say("noise random, as recorded: the video will flicker; give --noise fixed, or build the file with it")
         return engine
     say(f"noise fixed instead of random ({g.modes_source['noise']}): a video would flicker; --noise random insists")
     engine = copy.copy(engine)

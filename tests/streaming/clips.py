@@ -96,6 +96,13 @@ def pictures_of(path: Path, stream: int = 0, pixels: str = "rgb24") -> list[np.n
         return [frame.to_ndarray(format=pixels) for frame in opened.decode(video=stream)]
 
 
+def packets_of(path: Path, kind: str) -> list[tuple[Fraction, bytes]]:
+    with av.open(str(path)) as opened:
+        streams = [s for s in opened.streams if s.type == kind]
+        packets = opened.demux(streams) if streams else ()
+        return [(p.pts * p.time_base, bytes(p)) for p in packets if p.pts is not None]
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     error = np.mean((a.astype(np.float64) - b) ** 2)
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)

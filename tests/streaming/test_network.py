@@ -1,6 +1,7 @@
 """Sources over a network, from a server of our own on the loopback: stalls, passwords, what playlists may name."""
 
 import base64
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from fastpix2pix import cli
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.streaming.stream import Stream as Video
-from tests.streaming.clips import FRAMES, make_video, stamps_of
+from tests.streaming.clips import FRAMES, make_video, packets_of, stamps_of
 
 Answer = Callable[[BaseHTTPRequestHandler, int], None]  # (request, number of the request)
 
@@ -157,3 +158,29 @@ def test_a_playlist_does_not_reach_files_of_this_machine(server, identity, tmp_p
     with pytest.raises(Exception, match=r"x\.m3u8"):
         Video(identity, f"http://{server(answer)}/x.m3u8", tmp_path / "out.mp4", timeout=3.0).run()
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_network_sink_receives_the_stream(identity, tmp_path):
+    source = make_video(tmp_path / "in.mp4", sound=True)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        received = bytearray()
+
+        def receive() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                while piece := connection.recv(65536):
+                    received.extend(piece)
+
+        receiver = threading.Thread(target=receive)
+        receiver.start()
+        Video(identity, source, f"tcp://127.0.0.1:{listening.getsockname()[1]}").run()
+        receiver.join(10)
+    (tmp_path / "received.ts").write_bytes(received)
+    assert len(stamps_of(tmp_path / "received.ts")) == FRAMES
+    assert packets_of(tmp_path / "received.ts", "audio")
+
+
+def test_a_network_sink_that_is_not_there(identity, tmp_path):
+    source = make_video(tmp_path / "in.mp4", frames=2)
+    with pytest.raises(EnvironmentFailed, match=r"cannot write tcp://user:\*\*\*@127\.0\.0\.1:9: Connection refused"):
+        Video(identity, source, "tcp://user:secret@127.0.0.1:9").run()

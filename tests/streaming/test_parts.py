@@ -71,6 +71,16 @@ def test_files_play_at_their_own_speed_and_pictures_have_deadlines():
     assert clock.deadline(0) == 0.0
 
 
+def test_a_file_that_cannot_keep_up_begins_anew(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = Clock(Fraction(1, 1000), Fraction(25), live=False)
+    clock.wait(0, lambda: False)
+    now[0] = 5.0  # five seconds late: were it not for the new beginning, all that follow would be too
+    clock.wait(40, lambda: False)
+    assert clock.deadline(40) == pytest.approx(0.08)
+
+
 def test_the_clock_of_a_live_source_is_set_by_the_earliest_arrival(monkeypatch):
     now = [10.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -1,11 +1,7 @@
 """Videos from file to file: what must be the same afterwards is the same."""
 
 import json
-import os
-import signal
 import struct
-import subprocess
-import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -26,11 +22,9 @@ from fastpix2pix.streaming.stream import Stream as Video
 from fastpix2pix.streaming.stream import plan, translate
 from tests.streaming.clips import (
     FRAMES,
-    HEIGHT,
-    WIDTH,
     Identity,
-    command,
     make_video,
+    packets_of,
     pictures_of,
     psnr,
     scene,
@@ -43,13 +37,6 @@ VFR = [0, 40, 90, 100, 200, 360, 370, 400, 440, 480, 600, 640, 690, 800, 840, 90
 
 def run(*argv: object) -> int:
     return cli.main([str(a) for a in argv])
-
-
-def packets_of(path, kind: str) -> list[tuple[Fraction, bytes]]:
-    with av.open(str(path)) as opened:
-        streams = [s for s in opened.streams if s.type == kind]
-        packets = opened.demux(streams) if streams else ()
-        return [(p.pts * p.time_base, bytes(p)) for p in packets if p.pts is not None]
 
 
 @pytest.mark.parametrize("stamps", [None, VFR], ids=["25 fps", "variable"])
@@ -370,97 +357,6 @@ def test_no_cuda_is_said_where_it_was_asked_for(identity, tmp_path):
     with pytest.raises(EnvironmentFailed, match=r"hwaccel = cuda: .*use hwaccel = auto or none"):
         Video(identity, source, tmp_path / "out.mp4", hwaccel="cuda").run()
     assert Video(identity, source, tmp_path / "out.mp4", hwaccel="auto").run().frames["out"] == 2
-
-
-def test_raw_frames_through_pipes(model, tmp_path):
-    frames = np.stack([scene(i) for i in range(6)])
-    process = command("infer", model, "-", "-", "--raw", f"rgb24:{WIDTH}x{HEIGHT}@30", stdin=subprocess.PIPE)
-    out, err = process.communicate(frames.tobytes(), timeout=120)
-    assert process.returncode == 0, err
-    found = np.frombuffer(out, np.uint8).reshape(frames.shape)
-    g = load(model)
-    for i in range(6):
-        assert abs(found[i].astype(int) - g(frames[i])).max() <= 1
-
-
-def test_a_container_on_stdin_and_a_reader_that_goes_away(model, tmp_path):
-    source = make_video(tmp_path / "in.mkv", frames=200)
-    with source.open("rb") as file:
-        process = command("infer", model, "-", "-", stdin=file)
-        assert len(process.stdout.read(HEIGHT * WIDTH * 3)) == HEIGHT * WIDTH * 3
-        process.stdout.close()
-        err = process.stderr.read()
-        assert process.wait(timeout=60) == 0, err
-    assert b"Broken" not in err and b"Traceback" not in err
-
-
-SLOW = """
-import time
-from tests.streaming.clips import Identity
-from fastpix2pix.runtime.translator import Translator
-from fastpix2pix.streaming.stream import Stream
-class Slow(Identity):
-    def translate(self, batch, first=0):
-        time.sleep(0.03)
-        return batch.clone()
-report = Stream(Translator(Slow()), {source!r}, {sink!r}).run(lambda done, total: print(done, flush=True))
-print("interrupted" if report.interrupted else "whole", report.frames["out"], flush=True)
-"""
-
-
-def start_slow(source, sink) -> subprocess.Popen:
-    """A process that takes 30 ms a frame and says how many are done."""
-    code = SLOW.format(source=str(source), sink=str(sink))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-
-
-def wait_for(process: subprocess.Popen, frames: int) -> None:
-    for line in process.stdout:
-        if line.split()[0].isdecimal() and int(line) >= frames:
-            return
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_in_the_middle_the_file_is_whole(tmp_path, number):
-    source = make_video(tmp_path / "in.mp4", frames=300, sound=True)
-    process = start_slow(source, tmp_path / "out.mp4")
-    wait_for(process, 60)
-    process.send_signal(number)
-    rest = process.stdout.read()
-    assert process.wait(timeout=30) == 0
-    assert "interrupted" in rest
-    done = int(rest.split()[-1])
-    with av.open(str(tmp_path / "out.mp4")) as opened:
-        video = opened.streams.video[0]
-        assert video.frames == done < 300  # in the index: the trailer is there
-        assert len(list(opened.decode(video))) == done
-    assert packets_of(tmp_path / "out.mp4", "audio")
-
-
-def test_killed_in_the_middle_the_file_plays(tmp_path):
-    source = make_video(tmp_path / "in.mp4", frames=300)
-    process = start_slow(source, tmp_path / "out.mp4")
-    wait_for(process, 150)
-    process.kill()
-    process.wait()
-    found = stamps_of(tmp_path / "out.mp4")
-    assert len(found) > 50
-    assert found == stamps_of(source)[: len(found)]
-
-
-def test_ctrl_c_of_the_command(model, tmp_path):
-    source = make_video(tmp_path / "in.mp4", frames=3)
-    process = command("infer", model, source, "null:", "--fps", 1, stdin=subprocess.DEVNULL)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
-    read, write = os.pipe()  # a pipe that brings nothing
-    process = command("infer", model, "-", tmp_path / "out.mp4", stdin=read)
-    time.sleep(4)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    os.close(write)
-    assert process.returncode == 130, err
-    assert not (tmp_path / "out.mp4").exists()
 
 
 def test_both_streams_of_a_real_clip(identity, clips, tmp_path):

@@ -1,0 +1,39 @@
+"""What became of one stream, for a person and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+COUNTS = ("in", "out", "dropped", "late", "failed", "broken")
+
+
+@dataclass
+class Report:
+    """What became of one stream."""
+
+    source: str
+    sink: str
+    frames: dict[str, int] = field(default_factory=dict)  # by COUNTS
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)  # p50_ms, p95_ms, p99_ms, max_ms, count
+    seconds: float = 0.0  # from the first picture asked for to the trailer
+    fps: float = 0.0  # pictures out per second of it
+    engine_share: float = 0.0  # of the wall time in which the engine worked
+    overlap: float = 0.0  # sum of the stages' working time over the wall time; 1 where nothing overlaps
+    reconnects: int = 0
+    live: bool = False
+    interrupted: bool = False
+    media: dict[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """For a person."""
+        f = self.frames
+        lost = ", ".join(f"{f[name]} {name}" for name in ("dropped", "late", "failed", "broken") if f[name])
+        spent = ", ".join(f"{name} {self.stages[name]['p50_ms']:.1f} ms" for name in ("decode", "engine", "encode"))
+        total = self.stages["total"]
+        late = f"; latency p50 {total['p50_ms']:.0f}, p95 {total['p95_ms']:.0f}, p99 {total['p99_ms']:.0f} ms"
+        return (
+            f"{self.source} -> {self.sink}: {f['out']} of {f['in']} frames{f' ({lost})' if lost else ''} in "
+            f"{self.seconds:.1f} s, {self.fps:.1f} fps; {spent} a frame, engine busy {100 * self.engine_share:.0f} %"
+            f"{late if self.live else ''}"
+        )
