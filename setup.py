@@ -16,9 +16,11 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-# kernels/ lies at the top and is fastpix2pix.kernels; the link fastpix2pix/kernels shows it to tools that read the tree
+# kernels/ and bench/ lie at the top and are fastpix2pix.kernels and fastpix2pix.bench; links in fastpix2pix/ show them
+# to tools that read the tree
+OUTSIDE = {"fastpix2pix.kernels": "kernels", "fastpix2pix.bench": "bench"}
 PACKAGES = find_packages(
-    include=["fastpix2pix", "fastpix2pix.*"], exclude=["fastpix2pix.kernels", "fastpix2pix.kernels.*"]
+    include=["fastpix2pix", "fastpix2pix.*"], exclude=[pattern for name in OUTSIDE for pattern in (name, f"{name}.*")]
 )
 CORE = sorted(str(path) for path in Path("csrc").glob("*.c*"))
 HEADERS = ["CMakeLists.txt", *sorted(str(path) for path in Path("csrc").glob("*.hpp"))]
@@ -118,9 +120,9 @@ def say(text):
 
 
 setup(
-    packages=[*PACKAGES, "fastpix2pix.kernels"],
-    package_dir={"fastpix2pix.kernels": "kernels"},
-    package_data={"fastpix2pix": ["*.pyi"], "fastpix2pix.streaming": ["*.html"]},
+    packages=[*PACKAGES, *OUTSIDE, "fastpix2pix.bench.comparisons"],
+    package_dir=OUTSIDE,
+    package_data={"fastpix2pix": ["*.pyi"], "fastpix2pix.streaming": ["*.html"], "fastpix2pix.bench": ["*.toml"]},
     ext_modules=[Extension("fastpix2pix._native", CORE, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from fastpix2pix.config import BENCH_PARTS
+
 from .devices import Setting
 from .report import Mismatch, Skipped, Values
 from .roofline import Device
 from .timing import Ratio, Run, Timing, interleaved, sample_ms
 
 SECONDS = 8.0  # of timing, about, for a comparison
-PARTS = ("kernels", "layers", "steps", "loader", "engines", "frames", "startup")
+PARTS = BENCH_PARTS
 Make = Callable[[], Run]  # builds one way and proves it right: Mismatch where it is not, Skipped where it cannot be had
 
 

@@ -52,7 +52,7 @@ def bench_setting(device: torch.device, scale: str) -> Setting:
     """Of the comparisons. full: the paper's networks on a GPU, on a CPU smaller ones that two cores train in seconds;
     short: what a gate has time for; smoke: once each, to see that it runs."""
     if scale == "smoke":
-        return setting(device, True)._replace(rounds=2, scale="smoke")
+        return setting(device, True)._replace(rounds=2, sides=(256, 1024), scale="smoke")
     if device.type == "cuda":
         batches, rounds = ((1, 16, 64), 15) if scale == "full" else ((1, 8), 25)
         return setting(device, False)._replace(batches=batches, rounds=rounds, sample_s=0.05, scale=scale)

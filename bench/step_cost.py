@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fastpix2pix.config import train_config
 from fastpix2pix.files import write_text
 from fastpix2pix.kernels.dispatch import recorded
+from fastpix2pix.profiling import Counter
 from fastpix2pix.training.step import build_state
 
 STEPS = {
@@ -34,10 +32,6 @@ STEPS = {
     "explicit, bf16, Triton kernels": {"step": "explicit", "impl": "triton", "precision": "bf16"},
 }
 BATCHES = (1, 64)
-_NO_WORK = {  # allocations and questions
-    *("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh", "device", "promote_types"),
-    *("_record_function_enter_new", "_record_function_exit"),
-}
 
 
 class Cost(NamedTuple):
@@ -46,24 +40,6 @@ class Cost(NamedTuple):
     aten: int  # ATen calls that compute
     triton: int  # Triton launches
     megabytes: float  # read and written by both
-
-
-class Counter(TorchDispatchMode):
-    """Counts the calls that compute and the bytes of their tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if not func.is_view and name not in _NO_WORK:
-            tensors = {id(t): t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)}
-            self.calls += 1
-            self.bytes += sum(t.numel() * t.element_size() for t in tensors.values())
-        return result
 
 
 def cost(options: dict[str, Any], batch: int) -> Cost:

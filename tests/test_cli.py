@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fastpix2pix import cli
-from fastpix2pix.config import Build, Data, Generator, Infer, Stream, Train, train_config
+from fastpix2pix.config import Bench, Build, Data, Generator, Infer, Stream, Train, train_config
 from fastpix2pix.data.images import read_image, write_image
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
@@ -23,7 +23,7 @@ TINY = [
     *("--no-tensorboard", "--epochs=1", "--batch=2"),
 ]
 COMMANDS = [
-    *("demo", "train", "eval", "infer", "build", "convert", "data", "tune", "doctor"),
+    *("demo", "train", "eval", "infer", "build", "convert", "data", "tune", "bench", "doctor"),
     *("data check", "data combine", "data demo"),
 ]
 
@@ -68,7 +68,8 @@ def test_help_goes_to_stdout_and_explains_each_option(command, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "configs"), [("train", (Train, Generator, Data)), ("infer", (Infer, Stream)), ("build", (Build,))]
+    ("command", "configs"),
+    [("train", (Train, Generator, Data)), ("infer", (Infer, Stream)), ("build", (Build,)), ("bench", (Bench,))],
 )
 def test_every_field_is_an_option_with_help(command, configs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")

@@ -31,16 +31,15 @@ def names(trace: dict) -> set[str]:
     return {event.get("name") for event in trace["traceEvents"]}
 
 
-@pytest.mark.parametrize(("step", "impl"), [("modules", "auto"), ("explicit", "reference"), ("explicit", "triton")])
-def test_training_leaves_a_trace_a_table_and_a_summary(step, impl, pairs, tmp_path):
-    steps = TRACED if impl == "auto" else 1  # interpreted kernels are slow
-    train(pairs, tmp_path / "run", step=step, impl=impl, profile=True, max_steps=SKIPPED + steps, **TINY)
+@pytest.mark.parametrize(("step", "steps"), [("modules", TRACED), ("explicit", 1)])
+def test_training_leaves_a_trace_a_table_and_a_summary(step, steps, pairs, tmp_path):
+    train(pairs, tmp_path / "run", step=step, profile=True, max_steps=SKIPPED + steps, **TINY)
     folder = tmp_path / "run" / "profile"
     found = json.loads((folder / "summary.json").read_text())
     assert found["steps"] == steps and found["ms_per_step"] > 0
     assert sum(found["breakdown_ms"].values()) < 1.5 * found["ms_per_step"]
     assert found["breakdown_ms"]["convolution"] > 0 and found["aten_calls"] > 50 and found["aten_mb"] > 1
-    assert (found["triton_launches"] > 20 and found["triton_mb"] > 0.1) == (impl == "triton")
+    assert found["triton_launches"] == 0  # on a CPU
     assert {"step", "load"} <= names(json.loads((folder / "trace.json").read_text()))
     if step == "modules":
         assert {"generator.down.0", "discriminator"} <= names(json.loads((folder / "trace.json").read_text()))

@@ -29,7 +29,9 @@ from ..timing import Run
 
 PLAIN = "eager fp32 nchw, losses read"
 STEPS = WARM_UP + 2  # checked: the last two of a graphed step are replays
-ALLOWED = {"fp32": (1e-3, 0.05), "bf16": (0.05, 0.25), "fp16": (0.05, 0.25)}  # relative: first step, later steps
+# Relative, of the first step and of later ones: several times what correct ways are off by. A learning rate 10 % too
+# high is off by 0.02. On a GPU, fp32 convolutions are TF32 by default.
+ALLOWED = {"fp32": (1e-4, 5e-3), "tf32": (5e-3, 0.05), "bf16": (0.01, 0.1)}
 Build = Callable[..., State]  # (**options of train_config)
 
 
@@ -130,7 +132,8 @@ def _require_same(at: Setting, batch: int, build: Build, precision: str, nchw: b
     del twin
     release(at)
     off = (got - wanted).abs() / wanted.abs().clamp(min=0.1)
-    for what, found, allowed in zip(("first", "later"), (off[0], off[1:]), ALLOWED[precision], strict=True):
+    kind = "tf32" if precision == "fp32" and at.device.type == "cuda" else precision
+    for what, found, allowed in zip(("first", "later"), (off[0], off[1:]), ALLOWED[kind], strict=True):
         if not float(found.max()) <= allowed:
             raise Mismatch(f"losses of the {what} steps: off by {float(found.max()):.3g}, allowed {allowed:g}")
 
