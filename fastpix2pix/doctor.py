@@ -13,6 +13,7 @@ import torch
 from . import __version__
 from .config import train_config
 from .device import resolve_device, resolve_precision
+from .errors import EnvironmentFailed
 from .runtime.load import TABLE, auto_backend
 from .runtime.tensorrt_library import missing
 from .training.step import resolve_step
@@ -38,6 +39,7 @@ def examine() -> dict[str, Any]:
     "backends": {name: reasons why it cannot run here}}."""
     device = resolve_device("auto")
     parts = [_part(*row) for row in _OPTIONAL] + [_library(*row) for row in _LIBRARIES]
+    parts.append(_native(torch.version.cuda if device.type == "cuda" else None))
     dali = parts[0]["usable"]
     return {
         "versions": {
@@ -102,6 +104,23 @@ def _library(target: str, purpose: str) -> dict[str, Any]:
     """TensorRT or TensorRT-RTX, which import under several names."""
     todo = missing(target)
     return {"name": target, "for": purpose, "usable": not todo, "todo": todo}
+
+
+def _native(cuda_of_torch: str | None) -> dict[str, Any]:
+    """The extension; with a GPU (cuda_of_torch is not None) it and torch have to be of one CUDA major version."""
+    row = {"name": "frame runtime", "for": "video; built for the CPU", "usable": True, "todo": ""}
+    try:
+        from .runtime.native import CUDA
+    except EnvironmentFailed as error:
+        return row | {"for": "video", "usable": False, "todo": str(error)}
+    if CUDA is not None:
+        row["for"] = f"video; built for the CPU and CUDA {CUDA}"
+    majors = [text and text.split(".")[0] for text in (CUDA, cuda_of_torch)]
+    if cuda_of_torch is None or majors[0] == majors[1]:
+        return row
+    has = f"CUDA {CUDA}" if CUDA else "no CUDA"
+    todo = f"it has {has}, torch has {cuda_of_torch}; for the GPU install again with nvcc {majors[1]} in CUDA_HOME"
+    return row | {"usable": False, "todo": todo}
 
 
 def _version(package: str) -> str | None:

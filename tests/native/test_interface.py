@@ -60,3 +60,37 @@ def test_every_error_is_the_packages_own() -> None:
         native.InputSpec("rgb", (0, 0), (1, 1))
     with pytest.raises(TypeError, match="incompatible constructor arguments"):
         native.InputSpec("rgb", 3, (1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("built", "torch", "usable", "says"),
+    [
+        (None, None, True, ""),
+        ("13.0", None, True, ""),
+        ("13.0", "13.2", True, ""),
+        (None, "13.0", False, "it has no CUDA, torch has 13.0; for the GPU install again with nvcc 13 in CUDA_HOME"),
+        ("13.0", "12.8", False, "it has CUDA 13.0, torch has 12.8; for the GPU install again with nvcc 12"),
+    ],
+)
+def test_doctor_compares_it_with_torch(
+    built: str | None, torch: str | None, usable: bool, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastpix2pix.doctor import _native
+
+    monkeypatch.setattr(native, "CUDA", built)
+    row = _native(torch)
+    assert row["usable"] == usable and row["todo"].startswith(says)
+    assert ("CUDA 13.0" in row["for"]) == (built is not None)
+
+
+def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from fastpix2pix.doctor import _native
+
+    monkeypatch.setitem(sys.modules, "fastpix2pix._native", None)  # as if it were not there
+    monkeypatch.delattr(fastpix2pix, "_native", raising=False)
+    monkeypatch.delitem(sys.modules, "fastpix2pix.runtime.native")
+    row = _native("13.0")
+    assert not row["usable"] and "the native frame runtime is not installed" in row["todo"]
+    assert "FASTPIX2PIX_REQUIRE_NATIVE=1, which says what the build lacks" in row["todo"]
