@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CheckFailed": "errors",
     "EnvironmentFailed": "errors",
+    "FrameRuntime": "runtime.native",
     "InputError": "errors",
     "Stream": "streaming.stream",
     "build": "building.build",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .errors import InputError as InputError
     from .evaluation import evaluate as evaluate
     from .runtime.load import load as load
+    from .runtime.native import FrameRuntime as FrameRuntime
     from .streaming.stream import Stream as Stream
     from .training.loop import train as train
 
