@@ -26,6 +26,7 @@ _OPTIONAL = (
     ("matplotlib", "loss curves of a run", "pip install matplotlib"),
     ("torchmetrics", "PSNR and SSIM", "pip install torchmetrics"),
     ("onnxscript", "the ONNX export of build", "pip install 'fastpix2pix[onnx]'"),
+    ("av", "video", "pip install 'fastpix2pix[video]'"),
     ("onnxruntime", "ONNX files, and the comparison of build", "pip install 'fastpix2pix[onnx]'"),
 )
 _LIBRARIES = (

@@ -20,7 +20,7 @@ from .network import Network
 from .opening import Stopped
 from .picture import Media
 from .preview import Pane
-from .report import COUNTS, Report
+from .report import COUNTS, WORK, Report
 from .sinks import Sink
 from .sources import Sound, Source
 from .timing import Timing
@@ -178,7 +178,8 @@ class Pipeline:
     def _collect(self, runtime: FrameRuntime) -> None:
         while True:
             target = self.sink.target()
-            number = runtime.collect(target)
+            while (number := runtime.collect(target, timeout=_BEAT)) is None and not runtime.drained:
+                self._copy_sound()  # which goes on where the picture stands still
             if number is None:
                 break
             pts, duration, watched = self._meta(number)
@@ -231,18 +232,18 @@ class Pipeline:
         }
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """Per stage so far. `total` is from submit to the finished picture."""
-        inside: dict[str, Any] = dict(self._runtime.stats()["latency"])
-        engine = self._network.timing.as_dict()
-        if not engine["count"]:  # of a runtime on CUDA, which times its own work
-            computed = inside["compute"]
-            engine = {**computed, "total_s": computed["count"] * computed["p50_ms"] / 1e3}
-        named = {"queue": "queue", "upload": "to_network", "download": "from_network", "total": "total"}
+        """Per stage so far. `total` is from submit to the finished picture; total_s of the runtime's is about."""
+        measured: dict[str, Any] = dict(self._runtime.stats()["latency"])
+        inside = {name: {**one, "total_s": one["count"] * one["p50_ms"] / 1e3} for name, one in measured.items()}
+        engine = self._network.timing  # a runtime on CUDA times its own
         return {
             "decode": self._decode.as_dict(),
             "wait": self._submit.as_dict(),
-            **{name: inside[key] for key, name in named.items()},
-            "engine": engine,
+            "queue": inside["queue"],
+            "to_network": inside["upload"],
+            "engine": engine.as_dict() if engine.count else inside["compute"],
+            "from_network": inside["download"],
+            "total": inside["total"],
             "encode": self._write.as_dict(),
         }
 
@@ -258,7 +259,7 @@ class Pipeline:
         }
         stages = self.figures()
         engine = stages["engine"]["total_s"]
-        busy = self._decode.total + engine + self._write.total
+        busy = sum(stages[name]["total_s"] for name in WORK)
         return Report(
             self.source.name,
             self.sink.name,

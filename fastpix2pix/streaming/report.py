@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 COUNTS = ("in", "out", "dropped", "late", "failed", "broken")
+WORK = ("decode", "to_network", "engine", "from_network", "encode")  # stages that work rather than wait
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Report:
     seconds: float = 0.0  # from the first picture asked for to the trailer
     fps: float = 0.0  # pictures out per second of it
     engine_share: float = 0.0  # of the wall time in which the engine worked
-    overlap: float = 0.0  # sum of the stages' working time over the wall time; 1 where nothing overlaps
+    overlap: float = 0.0  # sum of the working times of WORK over the wall time; above 1 only where stages overlap
     reconnects: int = 0
     live: bool = False
     interrupted: bool = False

@@ -306,6 +306,18 @@ def test_broken_packets_are_skipped_and_counted(identity, tmp_path):
     assert report.frames["in"] == report.frames["out"]
 
 
+def test_pictures_that_change_their_size_are_scaled_to_the_first(identity, tmp_path, capsys):
+    both = [make_video(tmp_path / f"{n}.ts", frames=10, size=size) for n, size in enumerate([(48, 64), (96, 96)])]
+    (tmp_path / "in.ts").write_bytes(b"".join(path.read_bytes() for path in both))
+    report = Video(identity, tmp_path / "in.ts", tmp_path / "out.mp4").run()
+    assert "from here on 96x96; scaled to 64x48" in capsys.readouterr().err
+    pictures = pictures_of(tmp_path / "out.mp4")
+    assert len(pictures) == report.frames["out"] == 20
+    assert {picture.shape for picture in pictures} == {(48, 64, 3)}
+    shown = stamps_of(tmp_path / "out.mp4")
+    assert shown == sorted(set(shown))
+
+
 def test_a_file_that_is_cut_off_is_translated_as_far_as_it_goes(identity, tmp_path):
     whole = make_video(tmp_path / "in.mkv", frames=60).read_bytes()
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
