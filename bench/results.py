@@ -27,7 +27,7 @@ from .plots import plots
 RESULTS, README, PLOTS = ROOT / "bench" / "results", ROOT / "README.md", ROOT / "docs" / "plots"
 BEGIN, END = "<!-- figures: made by `make results`, not by hand -->", "<!-- end of figures -->"
 NO_GPU = "No result of a GPU is committed yet, so there is no figure for one here: `make gpu-check` makes one."
-SHOWN = ("steps", "engines", "loader", "frames", "startup")  # parts in README; a record's page has them all
+SHOWN = ("steps", "engines", "loader", "frames", "video", "startup")  # parts in README; a record's page has them all
 Record = dict[str, Any]
 
 

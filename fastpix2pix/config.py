@@ -403,7 +403,7 @@ class Build:
         return tuple(found)
 
 
-BENCH_PARTS = ("kernels", "layers", "steps", "loader", "engines", "frames", "startup")
+BENCH_PARTS = ("kernels", "layers", "steps", "loader", "engines", "frames", "video", "startup")
 
 
 @dataclass(frozen=True)

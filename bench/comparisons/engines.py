@@ -54,7 +54,7 @@ def _comparison(at: Setting, statistics: str, batch: int, note: str = "") -> Com
     def plain(
         dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.contiguous_format
     ) -> Translate:
-        return plain_translate(_net(config.generator), statistics, at.device, dtype, memory_format)
+        return plain_translate(generator(config.generator), statistics, at.device, dtype, memory_format)
 
     def compiled(mode: str | None) -> Translate:
         torch._dynamo.reset()
@@ -90,7 +90,7 @@ def _comparison(at: Setting, statistics: str, batch: int, note: str = "") -> Com
 
 
 @cache
-def _net(config: Generator) -> Unet:
+def generator(config: Generator) -> Unet:
     """A generator whose outputs span most of [-1, 1] and whose running statistics are those of pictures."""
     torch.manual_seed(0)
     net = build_generator(config)
@@ -107,7 +107,7 @@ def _checked(at: Setting, modes: Modes, batch: int, make: object, precision: str
     config = at.config(batch)
     (x, _), (other, _) = synthetic_pairs(config, 2, at.device, seed=9)
     with torch.no_grad():
-        wanted = _net(config.generator)(x.cpu(), modes)
+        wanted = generator(config.generator)(x.cpu(), modes)
     try:
         translate: Translate = make()  # type: ignore[operator]
     except EnvironmentFailed as error:
@@ -122,7 +122,7 @@ def _checked(at: Setting, modes: Modes, batch: int, make: object, precision: str
 
 
 def _engine(kind: type[TorchEngine] | type[TritonEngine], at: Setting, modes: Modes, precision: str) -> Translate:
-    engine: Engine = kind(copy.deepcopy(_net(at.config(1).generator)), modes, at.device, precision)
+    engine: Engine = kind(copy.deepcopy(generator(at.config(1).generator)), modes, at.device, precision)
     return engine.translate
 
 
@@ -136,14 +136,14 @@ def _exported(config: Train, modes: Modes) -> bytes:
     size = config.data.crop_size
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        export_onnx(_net(config.generator), modes, file, Form(batch=None, height=size, width=size), record={})
+        export_onnx(generator(config.generator), modes, file, Form(batch=None, height=size, width=size), record={})
         return file.read_bytes()
 
 
 def _plain_onnx(at: Setting, batch: int) -> Translate:
     x = synthetic_pairs(at.config(batch), 1, at.device, seed=9)[0][0]
     provider = "CUDAExecutionProvider" if at.device.type == "cuda" else "CPUExecutionProvider"
-    return onnx_translate(_net(at.config(batch).generator), x, provider)
+    return onnx_translate(generator(at.config(batch).generator), x, provider)
 
 
 def _graphed(at: Setting, batch: int, plain: object) -> Translate:
@@ -162,7 +162,7 @@ def _tensorrt(at: Setting, modes: Modes, batch: int) -> Translate:
     target = target_for("sm{}{}".format(*torch.cuda.get_device_capability(at.device)))
     with tempfile.TemporaryDirectory() as folder:
         model, file = Path(folder) / "model.safetensors", Path(folder) / "model.engine"
-        save_network(model, _net(config.generator), modes=modes)
+        save_network(model, generator(config.generator), modes=modes)
         build(
             model, file, target=target, precision="fp16", size=str(config.data.crop_size), batch=str(batch),
             norm_stats=modes.norm_stats, gate_images=4, device=str(at.device),
