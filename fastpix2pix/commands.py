@@ -150,7 +150,8 @@ class InferCommand:
     def _videos(self, sources: list[str], sink: str) -> int:
         from .console import Progress
         from .interrupt import Interrupt
-        from .streaming.stream import plan, translate
+        from .streaming.plan import plan
+        from .streaming.stream import translate
 
         if self.translation.profile:
             raise InputError("profile: traces translations of images; of a video, --stats has the time of every stage")
@@ -178,11 +179,11 @@ class InferCommand:
 
     def _model(self, opened: ExitStack, stop: Interrupt) -> Path:
         """MODEL, or the engine built from it where the backend runs engines."""
-        from .runtime.plan import SUFFIXES
+        from .runtime.load import BUILT
         from .runtime.tensorrt_library import TARGETS
 
         o = self.translation
-        if o.backend not in TARGETS or self.model.suffix in SUFFIXES:
+        if o.backend not in TARGETS or self.model.suffix in BUILT:
             return self.model
         from .building.on_demand import engine_for
         from .runtime.engine_cache import EngineCache

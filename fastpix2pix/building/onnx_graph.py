@@ -100,6 +100,9 @@ def _check(net: Unet, form: Form, calibration: Sequence[Tensor]) -> None:
         )
     if form.precision in ("int8", "fp8") and not calibration:
         raise InputError(f"precision = {form.precision}: needs images to calibrate on, none were given")
+    for height, width in (image.shape[2:] for image in calibration):
+        if form.height not in (None, height) or form.width not in (None, width):
+            raise InputError(f"a calibration image of {height}x{width}: the graph takes {form.height}x{form.width}")
 
 
 def _exported(graph: Exportable, net: Unet, modes: Modes, form: Form) -> Any:

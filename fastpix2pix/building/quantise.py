@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..config import Form, Generator, Modes
 from ..data.images import to_uint8
-from ..errors import InputError
 from ..runtime.engine import INPUT
 from ..runtime.masks import Masks
 
@@ -27,7 +26,7 @@ def quantised(
     config: Generator,
     modes: Modes,
     form: Form,  # int8 or fp8
-    calibration: Sequence[Tensor],  # [1, C, H, W] fp32 in [-1, 1]
+    calibration: Sequence[Tensor],  # [1, C, H, W] fp32 in [-1, 1], of a size the graph takes
 ) -> Any:
     """The model with inputs and weights of its convolutions quantised; a ModelProto.
 
@@ -68,8 +67,6 @@ def _reader(config: Generator, modes: Modes, form: Form, images: Sequence[Tensor
     for number, image in enumerate(images):
         batch = image.expand(form.batch or 1, -1, -1, -1)
         height, width = batch.shape[2:]
-        if form.height not in (None, height) or form.width not in (None, width):
-            raise InputError(f"a calibration image of {height}x{width}: the graph takes {form.height}x{form.width}")
         given = to_uint8(batch).permute(0, 2, 3, 1) if form.pixels == "uint8" else batch
         feed = {INPUT: given.numpy()}
         for name in masks.names:

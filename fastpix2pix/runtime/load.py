@@ -15,11 +15,12 @@ from ..device import resolve_device
 from ..errors import InputError
 from ..model import Unet
 from ..model.load import load_generator
-from . import onnx_engine, plan, tensorrt_engine
+from . import onnx_engine, plan, tensorrt_engine, triton_engine
 from .engine import Engine, TorchEngine
 from .onnx_engine import OnnxEngine
 from .tensorrt_engine import TensorRTEngine
 from .translator import Translator
+from .triton_engine import TritonEngine
 
 
 def _open_onnx(path: Path, device: str) -> tuple[Engine, dict[str, Any]]:
@@ -46,14 +47,16 @@ class Backend:
     of_file: Callable[[Path, str], tuple[Engine, dict[str, Any]]] | None = None  # (engine, record); device by name
 
 
-# in the order in which auto looks for one that can run
+# in the order in which auto looks for one that can run; torch always can, so what follows it is for who asks
 TABLE = {
     "torch": Backend(lambda device: [], of_network=TorchEngine),
+    "triton": Backend(triton_engine.not_supported_reasons, of_network=TritonEngine),
     "onnxruntime": Backend(onnx_engine.not_supported_reasons, of_file=_open_onnx),
     "tensorrt": Backend(partial(tensorrt_engine.not_supported_reasons, "tensorrt"), of_file=_open_plan),
     "tensorrt-rtx": Backend(partial(tensorrt_engine.not_supported_reasons, "tensorrt-rtx"), of_file=_open_plan),
 }
 BACKENDS = ("auto", *TABLE)
+BUILT = (".onnx", *plan.SUFFIXES)  # files that `fastpix2pix build` makes, each for one backend
 
 
 def auto_backend(device: torch.device) -> str:
@@ -101,9 +104,9 @@ def built_for(path: Path) -> str | None:
     """The backend a file was built for; None for a network, which several run."""
     if path.is_dir():
         return None
-    if path.suffix in plan.SUFFIXES:
-        return plan.read_plan(path).target
-    return "onnxruntime" if path.suffix == ".onnx" else None
+    if path.suffix not in BUILT:
+        return None
+    return plan.read_plan(path).target if path.suffix in plan.SUFFIXES else "onnxruntime"
 
 
 def resolve_modes(

@@ -1,12 +1,14 @@
 """A small generator of any architecture, and pictures for it."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fastpix2pix.config import Generator
+from fastpix2pix.building.onnx_graph import OnnxFile, export_onnx
+from fastpix2pix.config import Form, Generator, Modes
 from fastpix2pix.model import Unet, build_generator
 
 
@@ -43,3 +45,22 @@ def network() -> Callable[..., Unet]:
 @pytest.fixture
 def pictures() -> Callable[..., Tensor]:
     return make_pictures
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory) -> Callable[..., OnnxFile]:
+    """`exports(form, modes, **options)` of make_network(**options), each made once; int8 and fp8 see two pictures."""
+    made: dict[str, OnnxFile] = {}
+
+    def get(form: Form, modes: Modes | None = None, **options) -> OnnxFile:
+        modes = modes or Modes()
+        key = repr((dataclasses.astuple(form), dataclasses.astuple(modes), sorted(options.items())))
+        if key not in made:
+            net, path = make_network(**options), tmp_path_factory.mktemp("exports") / "g.onnx"
+            side = form.height or net.config.multiple
+            seen = make_pictures(2, net.config.in_channels, side, form.width or side).split(1)
+            calibration = seen if form.precision in ("int8", "fp8") else ()
+            made[key] = export_onnx(net, modes, path, form, record={}, calibration=calibration)
+        return made[key]
+
+    return get

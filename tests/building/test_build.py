@@ -1,13 +1,19 @@
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from fastpix2pix import cli
+from fastpix2pix.building import candidate
 from fastpix2pix.building.build import build
+from fastpix2pix.building.onnx_graph import export_onnx
 from fastpix2pix.building.tensorrt import precisions
 from fastpix2pix.config import Form, Generator, Modes
 from fastpix2pix.data.images import write_image
@@ -45,6 +51,26 @@ def steep(tmp_path_factory):
     path = tmp_path_factory.mktemp("steep") / "g.safetensors"
     save_network(path, net, modes=Modes())
     return path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return {}, tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture(autouse=True)
+def export_once(exported, monkeypatch):
+    """Two builds of the same graph export it once."""
+    made, folder = exported
+
+    def export(net, modes, path, form, **options):
+        given = model_hash(net), modes, form, repr(options["record"]), len(options["calibration"])
+        if given not in made:
+            made[given] = export_onnx(net, modes, folder / f"{len(made)}.onnx", form, **options)
+        shutil.copyfile(made[given].path, path)
+        return dataclasses.replace(made[given], path=path)
+
+    monkeypatch.setattr(candidate, "export_onnx", export)
 
 
 def names(folder):
@@ -171,6 +197,32 @@ def test_what_overflows_is_rejected_and_leaves_nothing(steep, tmp_path, out, opt
         build(steep, tmp_path / out, precision="fp16", overwrite=True, **options)
     assert names(tmp_path) == [out]
     assert (tmp_path / out).read_text() == "the one before"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_what_was_damaged_on_the_way_is_rejected(model, tmp_path, monkeypatch, capsys, precision):
+    """One number of one weight, as a flipped bit of its exponent leaves it, between the export and the engine."""
+    export = candidate.export_onnx
+
+    def damaging(net, modes, path, form, **options):
+        made = export(net, modes, path, form, **options)
+        graph = onnx.load(path)
+        tensor = next(t for t in graph.graph.initializer if t.name == "up.4.weight")
+        weight = numpy_helper.to_array(tensor).copy()
+        weight.flat[0] *= 4096
+        tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+        onnx.save(graph, path)
+        return made
+
+    monkeypatch.setattr(candidate, "export_onnx", damaging)
+    command = ["build", str(model), "--out", str(tmp_path / "g.engine"), "--target=tensorrt-rtx", "--for=sm80"]
+    options = ["--size=64", "--gate-images=4", "--calibration-images=4", "--device=cpu", f"--precision={precision}"]
+    assert cli.main([*command, *options]) == 4
+    said = capsys.readouterr().err
+    assert "error: 4 of 4 images differ too much from the fp32 generator" in said
+    assert said.count("facade 100000") == 3
+    assert "and 1 more. Nothing was written" in said
+    assert names(tmp_path) == []
 
 
 # precision = auto

@@ -11,7 +11,7 @@ from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import Unet, build_generator
 from fastpix2pix.model.weights import save_network
 from fastpix2pix.runtime import translator as translator_module
-from fastpix2pix.runtime.engine import TorchEngine
+from fastpix2pix.runtime.engine import TorchEngine, latency
 from fastpix2pix.runtime.load import load, resolve_modes
 from fastpix2pix.runtime.translator import Translator
 
@@ -277,3 +277,27 @@ def test_engine_is_channels_last_in_eval_mode_without_gradients():
     assert not net.training and not any(p.requires_grad for p in net.parameters())
     assert net.down[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_enqueue_writes_the_callers_buffer():
+    engine, x = TorchEngine(network(), RANDOM), torch.rand(2, 3, 32, 64) * 2 - 1
+    y = torch.full((2, 3, 32, 64), 9.0)
+    address = y.data_ptr()
+    engine.enqueue(x, y, first=4)
+    assert y.data_ptr() == address
+    assert torch.equal(y, engine.translate(x, 4))
+    assert not torch.equal(y, engine.translate(x, 5))
+
+
+def test_latency_is_measured_after_a_warm_up():
+    calls = []
+
+    class Counted(TorchEngine):
+        def translate(self, batch, first=0):
+            calls.append(tuple(batch.shape))
+            return super().translate(batch, first)
+
+    found = latency(Counted(network(), IMAGE), 2, 32, 64)
+    assert found | {"runs": 5, "batch": 2, "size": [32, 64], "gpu": None} == found
+    assert 0 < found["ms"] < 60_000
+    assert calls == [(2, 3, 32, 64)] * 10
