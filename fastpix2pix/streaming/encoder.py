@@ -175,4 +175,4 @@ class Encoder:
         what = error.strerror or type(error).__name__
         if isinstance(error, av.error.MuxerNotFoundError | av.error.ArgumentError | av.error.InvalidDataError):
             return InputError(f"{self.name}: cannot be written with {self.codec}: {what}; use .mp4 or .mkv")
-        return EnvironmentFailed(f"cannot write {self.name}: {what}")
+        return EnvironmentFailed(f"cannot write {self.name} ({self.codec}): {what}")

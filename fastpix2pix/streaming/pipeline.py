@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from .geometry import Geometry, check_fixed, fit_into
 from .live import Clock
 from .network import Network
 from .opening import Stopped
-from .picture import Media
+from .picture import Media, Picture
 from .preview import Pane
 from .report import COUNTS, WORK, Report
 from .sinks import Sink
@@ -84,16 +84,16 @@ class Pipeline:
         out = self._media_out(media, geometry)
         self._media = out
         runtime = self._runtime = self._make_runtime(media, geometry, out)
-        self.sink.open(out)
         writer = threading.Thread(target=self._guard, args=(self._collect, runtime), daemon=True)
         try:
+            self.sink.open(out)
             writer.start()
             self._guard(self._feed, runtime, media, stop)
             while writer.is_alive():
                 writer.join(_BEAT)
         finally:
             runtime.close()
-            self.sink.close()
+            self._guard(lambda _: self.sink.close(), runtime)
         if self._failure is not None and not self._closed_pipe:
             raise self._failure
 
@@ -110,10 +110,9 @@ class Pipeline:
 
     def _geometry(self, media: Media) -> Geometry:
         o, size = self._options, (media.height, media.width)
-        trained = self._trained
         fixed = self._engine.describe().get("size")
         sides = o.sides or (tuple(fixed) if fixed and o.fit in ("resize", "crop") else None)
-        geometry = fit_into(size, o.fit, sides, trained, self._engine.multiple, self.sink.even)
+        geometry = fit_into(size, o.fit, sides, self._trained, self._engine.multiple, self.sink.even)
         check_fixed(geometry, size, self._engine.describe())
         if geometry.output != geometry.place[2:]:
             say(f"{self.sink.name}: {geometry.output[1]}x{geometry.output[0]}, one more than the odd size: its pixel "
@@ -150,30 +149,35 @@ class Pipeline:
 
     def _feed(self, runtime: FrameRuntime, media: Media, stop: Callable[[], bool]) -> None:
         clock = Clock(media.time_base, media.rate, self.source.live) if self._options.live else None
-        items = iter(self.source)
+        pictures = self._pictures()
         number = 0
         while not stop():
             with self._decode():
-                item = next(items, None)
-            if item is None:
+                picture = next(pictures, None)
+            if picture is None:
                 break
-            if isinstance(item, Sound):
-                self._sounds.append(item.packet)
-                continue
             deadline = None
             if clock:
-                clock.wait(item.pts, stop)
-                deadline = clock.deadline(item.pts)
-            watched = item.frame if self._pane and self._pane.wanted() else None
-            self._inside[number] = item.pts, item.duration, watched
+                clock.wait(picture.pts, stop)
+                deadline = clock.deadline(picture.pts)
+            watched = picture.frame if self._pane and self._pane.wanted() else None
+            self._inside[number] = picture.pts, picture.duration, watched
             with self._submit():
-                while not runtime.submit(item.planes, number, deadline=deadline, timeout=_BEAT):
+                while not runtime.submit(picture.planes, number, deadline=deadline, timeout=_BEAT):
                     if stop():
                         break
             number += 1
             if number == self._options.max_frames:
                 break
         runtime.finish()
+
+    def _pictures(self) -> Iterator[Picture]:
+        """Of the source; its sound is put aside."""
+        for item in self.source:
+            if isinstance(item, Sound):
+                self._sounds.append(item.packet)
+            else:
+                yield item
 
     def _collect(self, runtime: FrameRuntime) -> None:
         while True:
@@ -259,7 +263,8 @@ class Pipeline:
         }
         stages = self.figures()
         engine = stages["engine"]["total_s"]
-        busy = sum(stages[name]["total_s"] for name in WORK)
+        waits = {"decode"} if self.source.live else set()  # a source that gives its pictures when they come
+        busy = sum(stages[name]["total_s"] for name in WORK if name not in waits)
         return Report(
             self.source.name,
             self.sink.name,

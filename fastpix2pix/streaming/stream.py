@@ -14,25 +14,19 @@ from typing import Any
 from ..config import Infer, stream_config
 from ..config import Stream as Options
 from ..console import say
-from ..data.images import IMAGE_SUFFIXES
-from ..errors import EnvironmentFailed, InputError
+from ..errors import InputError
 from ..interrupt import Interrupt
 from ..runtime.engine import Engine, TorchEngine
 from ..runtime.translator import Translator
-
-try:
-    import av  # noqa: F401
-except ImportError as error:
-    raise EnvironmentFailed(f"video needs PyAV ({error}); pip install 'fastpix2pix[video]'") from None
-
-from .address import VIDEO_SUFFIXES, expanded, is_url, shown, sink_kind, source_kind, stem
+from . import pyav  # noqa: F401
+from .address import shown, source_kind
 from .device import on_gpu
 from .network import Batches, Network, Step, check_channels
 from .pipeline import Pipeline
+from .plan import make_sink, plan
 from .preview import Pane, Preview
 from .report import COUNTS, Report
-from .sinks import FrameFolder, Sink, sink_of
-from .sources import Source, check_sources, source_of
+from .sources import source_of
 from .steady import Flicker, FlickerFigures, Steady
 from .tiles import Tiles
 from .together import Together
@@ -78,35 +72,6 @@ class Stream:
         return summary.streams[0]
 
 
-def plan(sources: list[str], sink: str, infer: Infer, options: Options) -> list[tuple[str, str]]:
-    """(source, sink) of every stream; everything that can be refused before a model is loaded is refused."""
-    for name in ("side_by_side", "direction"):
-        if getattr(infer, name):
-            raise InputError(f"{name}: is for images; the sources are videos")
-    sources = [one for source in sources for one in expanded(source)]
-    check_sources(sources, sink)
-    if sources.count("-") > 1:
-        raise InputError("stdin (-) is given more than once as a source")
-    if sink_kind(sink) != "folder":
-        if len(sources) > 1 and sink_kind(sink) != "null":
-            raise InputError(f"{len(sources)} sources and one sink {shown(sink)}: several need a folder as sink")
-        pairs = [(source, sink) for source in sources]
-    else:
-        suffix = "." + (infer.suffix or "mp4").lower().removeprefix(".")
-        if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES - {".gif"}:
-            raise InputError(
-                f"suffix = {infer.suffix}: allowed are {', '.join(sorted(VIDEO_SUFFIXES))}, or an image's for frames"
-            )
-        ending = suffix if suffix in VIDEO_SUFFIXES else suffix + "/"
-        pairs = [(source, str(Path(sink) / stem(source)) + ending) for source in sources]
-    _check_outputs(pairs, infer.overwrite)
-    for _, one in pairs:
-        _sink(one, options)
-    if options.raw and "-" not in sources:
-        raise InputError(f"raw = {options.raw}: describes frames on stdin; give - as a source")
-    return pairs
-
-
 def translate(
     g: Translator,
     pairs: list[tuple[str, str]],  # source, sink
@@ -127,10 +92,10 @@ def translate(
     for source, sink in pairs:
         network = Network(_tiled(together, engine, options), engine.in_channels, [*_steps(options), *steps])
         pane = Pane(f"{shown(source)} → {shown(sink)}")
-        given: Source = source_of(source, options, str(engine.device))
+        given = source_of(source, options, str(engine.device))
         size = int(g.record.get("size") or 256)
         watched = pane if options.preview is not None else None
-        pipelines.append(Pipeline(given, _sink(sink, options), engine, network, options, size, watched))
+        pipelines.append(Pipeline(given, make_sink(sink, options), engine, network, options, size, watched))
         pane.figures = pipelines[-1].shown_figures
         panes.append(pane)
     preview = Preview(options.preview, panes) if options.preview is not None else None
@@ -246,30 +211,3 @@ def _tiled(translate: Together, engine: Engine, options: Options) -> Callable[[A
 
 def _steps(options: Options) -> list[Step]:
     return [Steady(options.steady)] if options.steady else []
-
-
-def _sink(address: str, options: Options) -> Sink:
-    folder = Path(address)
-    if address.endswith("/") and folder.suffix in IMAGE_SUFFIXES:  # of `plan`: frames of one source
-        return FrameFolder(folder.with_suffix(""), folder.suffix)
-    return sink_of(address, options)
-
-
-def _check_outputs(pairs: list[tuple[str, str]], overwrite: bool) -> None:
-    sources = {Path(source).resolve() for source, _ in pairs if not is_url(source) and source != "-"}
-    seen: dict[str, str] = {}
-    for source, sink in pairs:
-        if sink in ("-", "null:") or is_url(sink):
-            continue
-        path = Path(sink)
-        if path.resolve() in sources:
-            raise InputError(f"{sink}: is a source itself; choose another sink")
-        if sink in seen:
-            raise InputError(f"{seen[sink]} and {shown(source)} would both become {sink}; translate them apart")
-        seen[sink] = shown(source)
-        folder = path.with_suffix("") if sink.endswith("/") else path
-        if folder.exists() and (folder.is_file() or any(folder.iterdir())) and not overwrite:
-            raise InputError(f"{folder} exists; use overwrite or another sink")
-        there = next(p for p in folder.absolute().parents if p.exists())
-        if not there.is_dir():
-            raise InputError(f"sink {sink}: {there} is a file, not a folder")

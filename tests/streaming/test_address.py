@@ -5,7 +5,7 @@ import pytest
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import InputError
 from fastpix2pix.streaming.address import expanded, is_url, is_video, shown, sink_kind, source_kind, stem
-from fastpix2pix.streaming.stream import plan
+from fastpix2pix.streaming.plan import plan
 
 
 @pytest.mark.parametrize(

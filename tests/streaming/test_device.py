@@ -8,7 +8,8 @@ from PIL import Image
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import InputError
 from fastpix2pix.runtime.load import load
-from fastpix2pix.streaming.stream import plan, translate
+from fastpix2pix.streaming.plan import plan
+from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import make_video
 
 

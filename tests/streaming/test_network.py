@@ -182,5 +182,7 @@ def test_a_network_sink_receives_the_stream(identity, tmp_path):
 
 def test_a_network_sink_that_is_not_there(identity, tmp_path):
     source = make_video(tmp_path / "in.mp4", frames=2)
-    with pytest.raises(EnvironmentFailed, match=r"cannot write tcp://user:\*\*\*@127\.0\.0\.1:9: Connection refused"):
+    with pytest.raises(
+        EnvironmentFailed, match=r"cannot write tcp://user:\*\*\*@127\.0\.0\.1:9 \(libx264\): Connection refused"
+    ):
         Video(identity, source, "tcp://user:secret@127.0.0.1:9").run()

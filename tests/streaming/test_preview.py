@@ -15,8 +15,9 @@ from PIL import Image
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.runtime.translator import Translator
+from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.preview import Pane, Preview
-from fastpix2pix.streaming.stream import plan, translate
+from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import HEIGHT, WIDTH, Identity, make_video, psnr, scene
 
 

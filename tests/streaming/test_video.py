@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -17,9 +19,10 @@ from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.runtime.load import load
 from fastpix2pix.runtime.translator import Translator
-from fastpix2pix.streaming import stream as stream_module
+from fastpix2pix.streaming.plan import plan
+from fastpix2pix.streaming.sinks import FrameFolder
 from fastpix2pix.streaming.stream import Stream as Video
-from fastpix2pix.streaming.stream import plan, translate
+from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import (
     FRAMES,
     Identity,
@@ -282,13 +285,13 @@ def test_live_drops_what_is_late_and_accounts_for_it(tmp_path):
 
 
 def test_offline_never_drops_with_a_slow_sink(identity, tmp_path, monkeypatch):
-    wait = stream_module.FrameFolder.write
+    wait = FrameFolder.write
 
     def slow(self, pts, duration):
         time.sleep(0.02)
         wait(self, pts, duration)
 
-    monkeypatch.setattr(stream_module.FrameFolder, "write", slow)
+    monkeypatch.setattr(FrameFolder, "write", slow)
     source = make_video(tmp_path / "in.mp4")
     pairs = plan([str(source)], str(tmp_path / "frames"), Infer(suffix="jpg"), Stream())
     report = translate(identity, pairs, Stream()).streams[0]
@@ -360,6 +363,19 @@ def test_sound_alone_is_no_video(identity, tmp_path):
     (tmp_path / "a.avi").write_bytes(wave())
     with pytest.raises(InputError, match=r"a\.avi: has no video stream"):
         Video(identity, tmp_path / "a.avi", tmp_path / "out.mp4").run()
+
+
+def test_without_pyav_it_is_said_what_to_install(model, tmp_path):
+    code = """
+import sys
+sys.modules["av"] = None
+from fastpix2pix.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    line = [sys.executable, "-c", code, "infer", str(model), "/dev/video0", str(tmp_path / "out.mp4")]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "video needs PyAV" in done.stderr and "pip install 'fastpix2pix[video]'" in done.stderr
 
 
 def test_no_cuda_is_said_where_it_was_asked_for(identity, tmp_path):
