@@ -31,7 +31,8 @@ def open_input(
     """Open a file, camera, URL or stdin. Raises InputError, EnvironmentFailed for networks."""
     if hardware:
         try:
-            accelerator = HWAccel("cuda", allow_software_fallback=True)
+            stays = options.frames == "cuda" and options.preview is None  # the preview looks at frames on the CPU
+            accelerator = HWAccel("cuda", allow_software_fallback=True, is_hw_owned=stays)
             return _open(address, kind, options, accelerator, stop), True
         except (PermissionError, NotImplementedError) as error:  # PyAV's way to say that there is no CUDA
             if options.hwaccel == "cuda":

@@ -8,9 +8,10 @@ from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
-Planes = tuple[NDArray[np.uint8], ...]  # [rows, bytes] each, rows at any distance
+from ..errors import InputError
+
+Planes = tuple[Any, ...]  # uint8 [rows, bytes] each, rows at any distance: arrays, or what lies on the GPU
 
 # FFmpeg's pixel formats that the runtime reads as they are; all others become rgb24 first
 NATIVE = {"yuv420p": "yuv420", "yuvj420p": "yuv420", "nv12": "nv12", "rgb24": "rgb", "bgr24": "bgr", "rgba": "rgba"}
@@ -70,14 +71,21 @@ class Media:
     turned: int = 0  # degrees counterclockwise that made the picture upright
     sound: tuple[Any, ...] = ()  # av streams to be copied
 
-    @property
-    def period(self) -> int:
-        """From picture to picture in the time base."""
-        return max(1, round(1 / (self.rate * self.time_base)))
+
+def on_gpu(frame: av.VideoFrame) -> bool:
+    """Whether a frame was decoded by NVDEC and left where it is."""
+    return bool(frame.format.name == "cuda")
 
 
 def pixels_of(frame: av.VideoFrame) -> str:
     """The runtime's format that frames like this one are handed over in."""
+    if on_gpu(frame):
+        inside = frame.sw_format.name if frame.sw_format else "unknown"
+        if inside not in NATIVE or frame.rotation:
+            raise InputError(
+                f"frames of {inside}, turned by {frame.rotation}: they cannot stay on the GPU; use hwaccel = none"
+            )
+        return NATIVE[inside]
     if frame.format.name in NATIVE and (frame.format.is_rgb or frame.colorspace in (*_MATRIX, _UNKNOWN)):
         return NATIVE[frame.format.name]
     return "rgb"
@@ -85,6 +93,8 @@ def pixels_of(frame: av.VideoFrame) -> str:
 
 def to_format(frame: av.VideoFrame, pixels: str, height: int, width: int) -> av.VideoFrame:
     """The frame in one of the runtime's formats and a size; itself where it is that already."""
+    if on_gpu(frame):
+        return frame
     if NATIVE.get(frame.format.name) == pixels and (frame.height, frame.width) == (height, width):
         return frame
     same_kind = (FFMPEG[pixels] in ("yuv420p", "nv12")) and not frame.format.is_rgb
@@ -104,7 +114,12 @@ def new_frame(media: Media) -> av.VideoFrame:
 
 
 def planes_of(frame: av.VideoFrame, degrees: int = 0) -> Planes:
-    """Views of a frame's memory without the padding of its rows; turned counterclockwise, they are copies."""
+    """Views of a frame's memory without the padding of its rows; turned counterclockwise, they are copies.
+
+    Of a frame on the GPU its planes as they are, for DLPack.
+    """
+    if on_gpu(frame):
+        return tuple(frame.planes)
     name = frame.format.name
     samples = 3 if name in ("rgb24", "bgr24") else 4 if name == "rgba" else 1
     planes = []

@@ -19,7 +19,7 @@ from ..errors import EnvironmentFailed, InputError
 from ..runtime.sources import list_images
 from .address import shown, source_kind
 from .opening import WAITED, Stopped, open_input
-from .picture import Colour, Media, Picture, colour_of, pixels_of, planes_of, to_format
+from .picture import Colour, Media, Picture, colour_of, on_gpu, pixels_of, planes_of, to_format
 
 _HOPELESS = 200  # broken packets in a row that end a source
 
@@ -251,6 +251,8 @@ class FFmpegSource:
         if (frame.height, frame.width) != self._size and not self._resized:
             self._resized = True
             say(f"{self.name}: from here on {frame.width}x{frame.height}; scaled to {self._size[1]}x{self._size[0]}")
+            if on_gpu(frame):
+                raise InputError(f"{self.name}: frames of another size cannot stay on the GPU; use hwaccel = none")
         given, duration = frame.pts, frame.duration or 0
         frame = to_format(frame, self._pixels, *self._size)
         last, step = self._last

@@ -32,3 +32,14 @@ def test_the_same_pictures_as_from_the_runtime_of_the_cpu(model, tmp_path, pixel
         a, b = (np.asarray(Image.open(tmp_path / where / "in" / f"{number:06}.png")) for where in ("cpu", "cuda"))
         assert abs(a.astype(int) - b).max() <= 2
     assert torch.cuda.is_available()
+
+
+@pytest.mark.gpu
+def test_frames_of_nvdec_stay_on_the_gpu(model, tmp_path):
+    source = make_video(tmp_path / "in.mp4", frames=6, size=(144, 192))
+    g = load(model, device="cuda", precision="fp32")
+    for name, options in (("host", Stream(hwaccel="none")), ("device", Stream(frames="cuda", hwaccel="cuda"))):
+        translate(g, plan([str(source)], str(tmp_path / name), Infer(suffix="png"), options), options)
+    for number in range(6):
+        a, b = (np.asarray(Image.open(tmp_path / n / "in" / f"{number:06}.png")) for n in ("host", "device"))
+        assert abs(a.astype(int) - b).max() <= 2

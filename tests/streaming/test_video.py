@@ -102,6 +102,20 @@ def test_colours_come_through_before_encoding(identity, tmp_path, pixels, tags):
             assert psnr(one, two) >= (45 if made == pixels or pixels == "gray" else 40)
 
 
+@pytest.mark.parametrize("pixels", ["nv12", "bgr24", "rgba"])
+def test_other_formats_go_in_as_they_are(identity, tmp_path, pixels):
+    source = make_video(tmp_path / "in.nut", frames=2, codec="rawvideo", pixels=pixels)
+    made = "yuv420p" if pixels == "nv12" else "yuv444p"
+    Video(identity, source, tmp_path / "out.mkv", codec="ffv1", pixel_format=made).run()
+    with av.open(str(source)) as a, av.open(str(tmp_path / "out.mkv")) as b:
+        before, after = next(a.decode(video=0)), next(b.decode(video=0))
+        assert before.format.name == pixels
+        if pixels == "nv12":
+            assert psnr(after.to_ndarray(), before.reformat(format="yuv420p").to_ndarray()) >= 45
+        else:
+            assert psnr(after.reformat(format="rgb24", src_colorspace=6).to_ndarray(), scene(0)) >= 45
+
+
 def test_pictures_of_rgb_come_through_as_they_are(identity, tmp_path):
     source = make_video(tmp_path / "in.nut", frames=3, codec="rawvideo", pixels="rgb24")
     summary = translate(
