@@ -1,6 +1,5 @@
 #include "cpu_backend.hpp"
 
-#include <cstring>
 #include <utility>
 
 namespace fastpix2pix {
@@ -11,12 +10,12 @@ class CpuBackend final : public Backend {
   CpuBackend(const InputSpec& input, const OutputSpec& output, Engine engine, int slots, int threads,
              const std::vector<SlotTensors>& tensors)
       : input_(input, threads), output_(output, threads), engine_(std::move(engine)) {
-    if (!engine_ && tensor_bytes(input.network) != tensor_bytes(output.network)) {
-      throw InvalidInput("without an engine the network's input and output must be of one size and type");
-    }
+    if (!engine_) check_identity(input.network, output.network);
     slots_.reserve(static_cast<std::size_t>(slots));
     for (int i = 0; i < slots; ++i) {
       slots_.emplace_back(input, output, tensors.empty() ? nullptr : &tensors[static_cast<std::size_t>(i)]);
+      SlotTensors& own = slots_.back().tensors;
+      if (!engine_) own.output = own.input;
     }
   }
 
@@ -34,11 +33,7 @@ class CpuBackend final : public Backend {
     const Time begin = Clock::now();
     input_.run(s.tensors.input, as_const(staging(slot)));
     const Time converted = Clock::now();
-    if (engine_) {
-      engine_(slot, s.tensors.input, s.tensors.output, nullptr);
-    } else {
-      std::memcpy(s.tensors.output, s.tensors.input, tensor_bytes(input_.spec().network));
-    }
+    if (engine_) engine_(slot, s.tensors.input, s.tensors.output, nullptr);
     s.times.upload = converted - begin;
     s.times.compute = Clock::now() - converted;
   }

@@ -64,11 +64,8 @@ class CudaBackend final : public Backend {
   CudaBackend(const InputSpec& input, const OutputSpec& output, CudaOptions options, CudaBackendInfo& info)
       : options_(std::move(options)), source_(input.frame), target_(output.frame), input_(input), output_(output) {
     if (!options_.engine && !options_.graph_of_slot) {
-      const std::size_t bytes = tensor_bytes(input.network);
-      if (bytes != tensor_bytes(output.network)) {
-        throw InvalidInput("without an engine the network's input and output must be of one size and type");
-      }
-      options_.engine = [bytes](int, const void* in, void* out, void* stream) {
+      check_identity(input.network, output.network);
+      options_.engine = [bytes = tensor_bytes(input.network)](int, const void* in, void* out, void* stream) {
         check(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream)),
               "copy the network's input to its output");
       };

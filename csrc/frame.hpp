@@ -82,4 +82,14 @@ inline std::size_t tensor_bytes(const TensorShape& tensor) {
   return std::size_t{3} * tensor.width * tensor.height * (tensor.half ? 2 : 4);
 }
 
+inline bool operator==(const TensorShape& a, const TensorShape& b) {
+  return a.width == b.width && a.height == b.height && a.channels_last == b.channels_last && a.half == b.half;
+}
+
+// Where there is no engine the input is the output.
+inline void check_identity(const TensorShape& input, const TensorShape& output) {
+  if (input == output) return;
+  throw InvalidInput("without an engine the network's input and output must be of one size, layout and type");
+}
+
 }  // namespace fastpix2pix

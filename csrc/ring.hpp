@@ -77,7 +77,7 @@ class Ring {
         slots_[slot].state = State::filling;
         return {Taken::slot, slot};
       }
-      if (!wait(lock, until)) return {Taken::timed_out, -1};
+      if (!wait(room_, lock, until)) return {Taken::timed_out, -1};
     }
   }
 
@@ -91,10 +91,14 @@ class Ring {
     ++counters_.submitted;
     s.state = stopping_ ? State::free : State::queued;
     if (stopping_) ++counters_.abandoned;
-    changed_.notify_all();
+    queued_.notify_all();
+    if (policy_ == Policy::drop_oldest) room_.notify_all();  // it may be dropped at once
   }
 
-  void give_back(int slot) { set(slot, State::free); }  // acquired, but could not be filled
+  void give_back(int slot) {  // acquired, but could not be filled
+    std::lock_guard lock(mutex_);
+    free_locked(slot);
+  }
 
   // ---- the one who launches: the next slot in time, or -1 to stop
   int next_to_launch() {
@@ -102,21 +106,24 @@ class Ring {
     while (!stopping_) {
       const int slot = oldest([](State s) { return s == State::queued; });
       if (slot >= 0 && Clock::now() > slots_[slot].deadline) {
-        slots_[slot].state = State::free;
         ++counters_.late;
-        changed_.notify_all();
+        free_locked(slot);
       } else if (slot >= 0 && in_work() < depth_) {
         slots_[slot].state = State::launching;
         return slot;
       } else {
-        changed_.wait(lock);
+        queued_.wait(lock);
       }
     }
     launching_ended_ = true;
-    changed_.notify_all();
+    launched_.notify_all();
     return -1;
   }
-  void launched(int slot) { set(slot, State::launched); }
+  void launched(int slot) {
+    std::lock_guard lock(mutex_);
+    slots_[slot].state = State::launched;
+    launched_.notify_all();
+  }
   Time published(int slot) {
     std::lock_guard lock(mutex_);
     return slots_[slot].published;
@@ -129,14 +136,16 @@ class Ring {
       const int slot = oldest([](State s) { return s == State::launched; });
       if (slot >= 0) return slot;
       if (launching_ended_) return -1;
-      changed_.wait(lock);
+      launched_.wait(lock);
     }
   }
   void finished(int slot) {
     std::lock_guard lock(mutex_);
     slots_[slot].state = stopping_ ? State::free : State::done;
     if (stopping_) ++counters_.abandoned;
-    changed_.notify_all();
+    done_.notify_all();
+    queued_.notify_all();                                    // one less in work
+    if (policy_ == Policy::drop_oldest) room_.notify_all();  // it may be dropped
   }
 
   // ---- the one who collects: nothing at `until`, or once the stream has ended and all is out
@@ -150,21 +159,21 @@ class Ring {
         return Result{slot, slots_[slot].tag};
       }
       if (finishing_ && empty()) return std::nullopt;
-      if (!wait(lock, until)) return std::nullopt;
+      if (!wait(done_, lock, until)) return std::nullopt;
     }
   }
   void release(int slot) {
     std::lock_guard lock(mutex_);
-    slots_[slot].state = State::free;
     ++counters_.collected;
-    changed_.notify_all();
+    free_locked(slot);
   }
 
   // ---- everyone
   void finish() {  // no more frames will come
     std::lock_guard lock(mutex_);
     finishing_ = true;
-    changed_.notify_all();
+    room_.notify_all();
+    done_.notify_all();
   }
 
   // True once finish was called and every frame has been collected, dropped or found late.
@@ -230,10 +239,10 @@ class Ring {
     return count([](State s) { return s != State::free; }) == 0;
   }
 
-  void set(int slot, State state) {
-    std::lock_guard lock(mutex_);
-    slots_[slot].state = state;
-    changed_.notify_all();
+  void free_locked(int slot) {
+    slots_[slot].state = State::free;
+    room_.notify_all();
+    if (finishing_) done_.notify_all();  // it may have been the last
   }
 
   void stop_locked() {
@@ -243,7 +252,7 @@ class Ring {
       slot.state = State::free;
       ++counters_.abandoned;
     }
-    changed_.notify_all();
+    for (std::condition_variable* waiting : {&room_, &queued_, &launched_, &done_}) waiting->notify_all();
   }
 
   void check_open() const {
@@ -251,16 +260,18 @@ class Ring {
     if (stopping_) throw Failed("the frame runtime is closed; make a new one");
   }
 
-  bool wait(std::unique_lock<std::mutex>& lock, Time until) {
+  // False once it is too late; otherwise something may have changed.
+  static bool wait(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, Time until) {
     if (until == kNever) {
-      changed_.wait(lock);
+      changed.wait(lock);
       return true;
     }
-    return changed_.wait_until(lock, until) == std::cv_status::no_timeout || Clock::now() < until;
+    return changed.wait_until(lock, until) == std::cv_status::no_timeout || Clock::now() < until;
   }
 
   std::mutex mutex_;
-  std::condition_variable changed_;
+  // Who waits: for a slot, to launch, to finish, to collect. With one for all, each step would wake everybody.
+  std::condition_variable room_, queued_, launched_, done_;
   std::vector<Slot> slots_;
   Policy policy_;
   int depth_;

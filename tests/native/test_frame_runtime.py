@@ -407,4 +407,6 @@ def test_refused_calls() -> None:
             r.submit(back, deadline=seconds)
     with pytest.raises(InputError, match="without an engine the network's input and output must be of one size"):
         FrameRuntime(InputSpec("rgb", SIZE, SIZE), OutputSpec("rgb", SIZE, (8, 8)), None)
+    with pytest.raises(InputError, match="of one size, layout and type"):
+        FrameRuntime(InputSpec("rgb", SIZE, SIZE), OutputSpec("rgb", SIZE, SIZE, layout="nhwc"), None)
     assert r.stats()["frames"]["submitted"] == 0
