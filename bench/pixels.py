@@ -1,6 +1,6 @@
 """Pixel conversions on the CPU beside numpy and PyTorch, and frames per second of the runtime without an engine.
 
-    python -m bench.pixels [--threads 1,2] [--size 1080x1920] [--rounds 15]
+    python -m bench.pixels [--threads 1,2] [--size 1080x1920] [--rounds 15] [--frames 3000]
 
 Every competitor's result is compared with the specification before it is timed. numpy is the straightforward form; of
 PyTorch several forms in place, into memory given beforehand, the fastest counts. Ratios are medians of rounds in turns,
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastpix2pix.runtime import native
 from fastpix2pix.runtime.native import FrameRuntime, InputPlan, InputSpec, OutputPlan, OutputSpec
 from fastpix2pix.runtime.pixel_spec import frame_planes, network_input
 
@@ -197,10 +198,10 @@ def measure(case: Case, rounds: int) -> str:
     return f"{case.name:32s} {found['ours'].median:8.2f} ms  {columns[0]:20s} {columns[1]:20s} {best}"
 
 
-def frames_per_second(threads: int, frames: int = 2000) -> tuple[float, float]:
+def frames_per_second(frames: int, threads: int = 1, device: str = "cpu") -> tuple[float, float]:
     """Of one thread that submits and one that collects 256x256 frames, the input being the output; and p99 in ms."""
     spec: dict[str, Any] = {"format": "rgb", "frame": NETWORK, "network": NETWORK}
-    runtime = FrameRuntime(InputSpec(**spec), OutputSpec(**spec), None, threads=threads, slots=6)
+    runtime = FrameRuntime(InputSpec(**spec), OutputSpec(**spec), None, device=device, threads=threads, slots=6)
     source, back = _frame(NETWORK), np.empty((*NETWORK, 3), np.uint8)
 
     def submit() -> None:
@@ -239,6 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", default="1,2", help="comma-separated numbers of threads, of both sides")
     parser.add_argument("--size", default="1080x1920", help="height x width of the frames; even numbers")
     parser.add_argument("--rounds", type=int, default=15, help="samples of each, taken in turns")
+    parser.add_argument("--frames", type=int, default=3000, help="frames through the runtime")
     options = parser.parse_args(arguments)
     height, width = (int(side) for side in options.size.split("x"))
     print(f"{machine()}, torch {torch.__version__}, numpy {np.__version__}; frames of {height}x{width}")
@@ -249,9 +251,12 @@ def main(arguments: list[str] | None = None) -> int:
         for case in cases((height, width), threads):
             check(case)
             print(measure(case, options.rounds), flush=True)
-    for threads in (1, 2):
-        rate, p99 = frames_per_second(threads)
-        print(f"runtime, 256x256, no engine, {threads} thread(s) for pixels: {rate:.0f} frames/s, p99 {p99:.2f} ms")
+    ways: dict[str, dict[str, Any]] = {f"{threads} thread(s) for pixels": {"threads": threads} for threads in (1, 2)}
+    if native.CUDA and torch.cuda.is_available():
+        ways[torch.cuda.get_device_name()] = {"device": "cuda"}
+    for name, how in ways.items():
+        rate, p99 = frames_per_second(options.frames, **how)
+        print(f"runtime, 256x256, no engine, {name}: {rate:.0f} frames/s, p99 {p99:.3f} ms")
     return 0
 
 

@@ -1,6 +1,6 @@
 // What one pixel is: every rule about levels, colour and borders, once, for the CPU and for CUDA.
 //
-// Compiled without fused multiply-add, so that both give the same bits as the numpy functions in tests/native.
+// Compiled without fused multiply-add, so that both give the same bits as runtime/pixel_spec.py in numpy.
 #pragma once
 
 #include <cstdint>
