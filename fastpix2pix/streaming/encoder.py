@@ -100,6 +100,7 @@ class Encoder:
         if media.aspect:
             context.sample_aspect_ratio = media.aspect
         self._video = video
+        self._heard: dict[int, int] = {}  # last timestamp by stream
         self._sound: dict[int, tuple[Any, BitStreamFilterContext | None]] = {}
         for stream in media.sound:
             name = stream.codec_context.name
@@ -134,8 +135,10 @@ class Encoder:
 
     def sound(self, packet: Any) -> None:
         """Copy a packet."""
-        if packet.stream.index in self._sound:
-            stream, unframe = self._sound[packet.stream.index]
+        index = packet.stream.index
+        if index in self._sound and packet.dts > self._heard.get(index, packet.dts - 1):  # containers refuse others
+            self._heard[index] = packet.dts
+            stream, unframe = self._sound[index]
             packets = unframe.filter(packet) if unframe else [packet]
             for one in packets:
                 one.stream = stream

@@ -20,6 +20,7 @@ from ..runtime.sources import list_images
 from .address import shown, source_kind
 from .opening import WAITED, Stopped, open_input
 from .picture import Colour, Media, Picture, colour_of, on_gpu, pixels_of, planes_of, to_format
+from .timeline import Timeline
 
 _HOPELESS = 200  # broken packets in a row that end a source
 
@@ -99,8 +100,7 @@ class FFmpegSource:
         self._held: list[Picture | Sound] = []
         self._size: tuple[int, int] | None = None  # height, width as decoded
         self._resized = False
-        self._last: tuple[int | None, int] = None, 0  # pts and duration of the last picture
-        self._offset: int | None = 0  # added to timestamps; None: to be found, after a new connection
+        self._timeline = Timeline()
 
     def open(self, stop: Callable[[], bool]) -> Media:
         self._stop = stop
@@ -159,11 +159,10 @@ class FFmpegSource:
     def _media(self) -> Media:
         video, colour = self._video, self._colour
         assert self._size is not None
-        rate = video.average_rate or video.guessed_rate or Fraction(25)
         height, width = self._size[::-1] if self._turn % 180 else self._size
         expected = video.frames or None
         if expected is None and video.duration:
-            expected = round(video.duration * video.time_base * rate)
+            expected = round(video.duration * video.time_base * self._rate)
         aspect = video.sample_aspect_ratio
         if aspect and self._turn % 180:
             aspect = 1 / aspect
@@ -175,7 +174,7 @@ class FFmpegSource:
             pixels=self._pixels,
             colour=colour,
             time_base=video.time_base,
-            rate=rate,
+            rate=self._rate,
             aspect=aspect,
             frames=None if self.live else expected,
             turned=self._turn,
@@ -192,7 +191,7 @@ class FFmpegSource:
             try:
                 packet = next(packets)
                 if packet.stream is not self._video:
-                    if packet.dts is not None:
+                    if packet.dts is not None and self._timeline.move(packet, self._video.time_base):
                         yield Sound(packet)
                     continue
                 for frame in packet.decode():
@@ -240,7 +239,7 @@ class FFmpegSource:
                 why = str(error)
                 time.sleep(min(2.0, 0.25 * 2**self.reconnects))
                 continue
-            self._offset = None
+            self._timeline.begin_anew()
             return True
         return False
 
@@ -253,25 +252,17 @@ class FFmpegSource:
             say(f"{self.name}: from here on {frame.width}x{frame.height}; scaled to {self._size[1]}x{self._size[0]}")
             if on_gpu(frame):
                 raise InputError(f"{self.name}: frames of another size cannot stay on the GPU; use hwaccel = none")
-        given, duration = frame.pts, frame.duration or 0
-        frame = to_format(frame, self._pixels, *self._size)
-        last, step = self._last
-        step = step or self._period
-        if given is None:
-            pts = 0 if last is None else last + step
-        else:
-            if self._offset is None:  # the first picture of a new connection
-                self._offset = (last or 0) + step - given
-            pts = given + self._offset
-        if last is not None and pts <= last:
-            pts = last + 1
-        self._last = pts, duration
+        pts = self._timeline.stamp(frame.pts, frame.duration or 0, self._period)
+        frame, duration = to_format(frame, self._pixels, *self._size), frame.duration or 0
         return Picture(frame, planes_of(frame, self._turn), pts, duration)
 
     @property
+    def _rate(self) -> Fraction:
+        return self._video.average_rate or self._video.guessed_rate or Fraction(25)
+
+    @property
     def _period(self) -> int:
-        rate = self._video.average_rate or self._video.guessed_rate or Fraction(25)
-        return max(1, round(1 / (rate * self._video.time_base)))
+        return max(1, round(1 / (self._rate * self._video.time_base)))
 
 
 def check_sources(addresses: list[str], sink: str) -> None:

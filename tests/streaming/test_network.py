@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
@@ -61,7 +62,7 @@ def send(request: BaseHTTPRequestHandler, body: bytes, length: int | None = None
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> bytes:
-    return make_video(tmp_path_factory.mktemp("clip") / "in.ts", frames=FRAMES).read_bytes()
+    return make_video(tmp_path_factory.mktemp("clip") / "in.ts", frames=FRAMES, sound=True).read_bytes()
 
 
 def test_a_video_by_http_with_a_password_that_is_never_shown(server, model, clip, tmp_path, capsys):
@@ -115,7 +116,9 @@ def test_a_source_that_stays_silent_is_opened_again_and_time_goes_on(server, ide
     assert report.reconnects == 1
     shown = stamps_of(tmp_path / "out.mp4")
     assert FRAMES < len(shown) == report.frames["out"] < 2 * FRAMES
-    assert all(a < b for a, b in pairwise(shown))
+    assert {b - a for a, b in pairwise(shown)} == {Fraction(1, 25)}
+    heard = [stamp for stamp, _ in packets_of(tmp_path / "out.mp4", "audio")]
+    assert heard == sorted(heard) and shown[-1] - heard[-1] < 0.5  # it goes on with the pictures
 
 
 def test_a_source_that_never_comes_back_ends_the_file_in_order(server, identity, clip, tmp_path):

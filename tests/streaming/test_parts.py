@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fastpix2pix.streaming.geometry import Geometry, check_fixed, fit_into
 from fastpix2pix.streaming.live import Clock
 from fastpix2pix.streaming.steady import Flicker, Steady
 from fastpix2pix.streaming.tiles import Tiles
+from fastpix2pix.streaming.timeline import Timeline
 from fastpix2pix.streaming.timing import Timing
 from fastpix2pix.streaming.together import Together
 
@@ -96,6 +98,23 @@ def test_the_clock_of_a_live_source_is_set_by_the_earliest_arrival(monkeypatch):
     now[0] = 99.0  # the source stood still: a new beginning
     clock.wait(120, lambda: False)
     assert clock.deadline(120) == pytest.approx(0.08)
+
+
+def test_timestamps_only_rise_and_go_on_after_a_restart():
+    timeline = Timeline()
+
+    def stamps(given: list) -> list[int]:
+        return [timeline.stamp(pts, 40, 40) for pts in given]
+
+    assert stamps([100, 140, 150, 150, 145, 400]) == [100, 140, 150, 151, 152, 400]  # as given, small faults mended
+    assert stamps([None, 480]) == [440, 480]  # a missing stamp
+    assert stamps([0, 40]) == [520, 560]  # a restart
+    timeline.begin_anew()
+    sound = SimpleNamespace(pts=8, dts=8, time_base=Fraction(1, 8000))
+    assert not timeline.move(sound, Fraction(1, 1000))  # its place is not known yet
+    assert stamps([7000, 7040]) == [600, 640]
+    assert timeline.move(sound, Fraction(1, 1000))
+    assert sound.pts == sound.dts == 8 - 6400 * 8
 
 
 def test_tiles_blend_to_the_whole_and_cover_it():
