@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
     ratio: float
     low: float  # of its interval
     limit: float | None  # thresholds.toml
-    saved: float | None  # ratio
+    saved: float | None  # upper end of the saved ratio's interval
     allowed: float | None  # the lower of the limit and what the saved ratio allows
 
     @property
@@ -69,7 +69,7 @@ def judge(rows: Rows, saved: Rows, limits: Limits, device: str) -> list[Verdict]
     for what, row in rows.items():
         limit, before = limits.of(what, device), saved.get(what)
         ratio = row["ratio"]
-        earlier = before["ratio"]["median"] if before else None
+        earlier = before["ratio"]["high"] if before else None
         bounds = [b for b in (limit, earlier and earlier * limits.against_saved) if b is not None]
         allowed = min(bounds, default=None)
         found.append(Verdict(what, ratio["median"], ratio["low"], limit, earlier, allowed))

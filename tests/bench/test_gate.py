@@ -27,14 +27,15 @@ def row(median: float, low: float | None = None, high: float | None = None) -> d
         (row(1.4), None, True),  # over thresholds.toml alone
         (row(1.4, low=1.25), None, False),  # not surely over
         (row(0.9), row(0.6), True),  # half as slow again as before, though under the limit
-        (row(0.9, low=0.8), row(0.6), False),
+        (row(0.9, low=0.7), row(0.6), False),
+        (row(0.9), row(0.6, high=0.8), False),  # the saved one was not sure either
         (row(0.7), row(0.6), False),
         (row(0.2), row(0.6), False),
         (row(1.4), row(1.39), True),  # a saved ratio does not excuse what is over the limit
     ],
 )
 def test_verdicts(now, saved, over):
-    limits = Limits(1.35, 2, [{"what": "steps/*", "cpu": 1.3, "reason": "x"}])
+    limits = Limits(1.2, 2, [{"what": "steps/*", "cpu": 1.3, "reason": "x"}])
     (verdict,) = judge({"steps/batch 1": now}, {"steps/batch 1": saved} if saved else {}, limits, "cpu")
     assert verdict.over == over
     assert ("OVER" in table({"steps/batch 1": now}, [verdict])) == over
