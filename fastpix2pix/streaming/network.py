@@ -51,7 +51,6 @@ class Network:
         output: NDArray[np.float32],  # [H, W, 3], written
     ) -> None:
         with self.timing(), torch.no_grad():
-            input.setflags(write=True)  # torch warns about memory it must not write; nothing here writes it
             x = torch.from_numpy(input).permute(2, 0, 1)[None]  # channels-last as it lies
             if self._gray:
                 x = (x * self._weights[:, None, None]).sum(1, keepdim=True)

@@ -203,6 +203,27 @@ def test_a_video_is_translated_as_its_pictures_are(model, tmp_path):
         assert abs(found - g(scene(number))).max() <= 1
 
 
+@pytest.mark.parametrize("channels", [(1, 1), (1, 3), (3, 1)])
+def test_gray_models(tmp_path, channels):
+    class Gray(Identity):
+        in_channels, out_channels = channels
+
+        def translate(self, batch, first=0):
+            assert batch.shape[1] == channels[0]
+            return batch.mean(1, keepdim=True).expand(-1, channels[1], -1, -1)
+
+    source = make_video(tmp_path / "in.nut", frames=1, codec="rawvideo", pixels="rgb24")
+    pairs = plan([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream())
+    translate(Translator(Gray()), pairs, Stream())
+    found = np.asarray(Image.open(tmp_path / "frames/in/000000.png")).astype(int)
+    picture = Image.fromarray(scene(0))
+    expected = np.asarray(picture.convert("L")) if channels[0] == 1 else scene(0).mean(-1)
+    assert abs(found - expected[..., None]).max() <= 1
+    Gray.out_channels = 4
+    with pytest.raises(InputError, match=rf"the model has {channels[0]} and 4 channels; videos have 1 \(gray\) or 3"):
+        translate(Translator(Gray()), pairs, Stream())
+
+
 def test_recorded_random_noise_becomes_fixed(model, tmp_path, capsys):
     source = make_video(tmp_path / "in.nut", frames=1, codec="rawvideo", pixels="rgb24")
     g = load(model, noise="random")
