@@ -72,12 +72,12 @@ def make(job: Job, precision: Precision, scratch: Path, timed: bool) -> Built:
         allowed = tolerance(precision, o.max_difference, o.mean_difference)
         parity = compare(job.net, job.modes, run, ran, job.samples.gate, allowed, o.batches[len(o.batches) // 2])
     parity.check()
-    ms = _latency(job, itself) if timed and itself is not None else None
+    call = _latency(job, itself) if timed and itself is not None else None
     size, layers = file.stat().st_size, engine.layers if engine else ()
     took = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     job.say(f"{precision}: {size / 2**20:.1f} MiB; {took}")
     job.say(f"compared {len(parity.images)} images ({job.samples.source}): {ran}")
-    return Built(file, o.target, form, job.modes, parity, size, seconds, exported.opset, layers, ms)
+    return Built(file, o.target, form, job.modes, parity, size, seconds, exported.opset, layers, call)
 
 
 def _engine(job: Job, onnx: Path, form: Form, **changes: Any) -> Engine:

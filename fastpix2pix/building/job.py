@@ -18,6 +18,7 @@ from ..model.unet import check_modes
 from ..runtime.load import resolve_modes
 from ..runtime.plan import model_hash
 from ..runtime.tensorrt_library import Library, library
+from .onnx_graph import import_onnx
 from .samples import Samples, samples
 from .tensorrt import not_supported_reasons, wanted
 
@@ -71,6 +72,7 @@ class Job:
 
 def prepare(model: str | Path, o: Build, progress: Count | None, stop: Callable[[], bool] | None, say: Say) -> Job:
     """Load the model and refuse what cannot be built of it here. Raises as building.build."""
+    import_onnx()
     net, record = load_generator(model)
     config = net.config
     modes, source = resolve_modes(record, o.norm_stats, o.noise, o.seed)

@@ -15,6 +15,7 @@ from ..config import Form, Generator, Modes, from_record
 from ..data.images import to_uint8, to_unit
 from ..errors import EnvironmentFailed, InputError
 from ..model.weights import FORMAT, KEY
+from .buffers import buffer_shape, check_buffers
 from .engine import INPUT, OUTPUT
 from .masks import Masks
 
@@ -76,9 +77,9 @@ class OnnxEngine:
         first: int = 0,  # running number of the first image
     ) -> None:
         """One call on the caller's buffers, without a copy. ONNX Runtime has no other stream: it is done on return."""
-        n, height, width = self._shape_of(input)
-        for name, tensor, channels in ((INPUT, input, self.in_channels), (OUTPUT, output, self.out_channels)):
-            self._check(name, tensor, self._shape(n, height, width, channels))
+        channels = self.in_channels, self.out_channels
+        n, height, width = check_buffers(self.form, input, output, channels, self.device)
+        self._check_shape(n, height, width)
         if stream is not None:
             stream.synchronize()
         binding = self._session.io_binding()
@@ -106,7 +107,8 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; they come as exceptions anyway
         provider = _PROVIDERS[self.device.type]
-        place = {"device_id": self.device.index or 0} if self.device.type == "cuda" else {}
+        # TF32, on by default, would round products of an fp32 graph to 10 bits
+        place = {"device_id": self.device.index or 0, "use_tf32": 0} if self.device.type == "cuda" else {}
         given = model if isinstance(model, bytes) else str(model)
         try:
             session = onnxruntime.InferenceSession(given, options, providers=[(provider, place)])
@@ -151,19 +153,13 @@ class OnnxEngine:
             batch = torch.cat([batch, batch[-1:].expand(missing, -1, -1, -1)])
         uint8 = self.form.pixels == "uint8"
         given = to_uint8(batch).permute(0, 2, 3, 1) if uint8 else batch
-        shape = self._shape(len(batch), height, width, self.out_channels)
+        shape = buffer_shape(self.form, len(batch), height, width, self.out_channels)
         out = torch.empty(shape, dtype=given.dtype, device=self.device)
-        self.enqueue(given.contiguous(memory_format=torch.contiguous_format), out, first=first)
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        self.enqueue(given.contiguous(memory_format=torch.contiguous_format), out, stream, first)
         return (to_unit(out.permute(0, 3, 1, 2)) if uint8 else out)[:n]
 
-    def _shape(self, n: int, height: int, width: int, channels: int) -> tuple[int, ...]:
-        return (n, height, width, channels) if self.form.pixels == "uint8" else (n, channels, height, width)
-
-    def _shape_of(self, tensor: Tensor) -> tuple[int, int, int]:
-        if tensor.ndim != 4:
-            raise InputError(f"{INPUT} of shape {list(tensor.shape)}: four axes are wanted")
-        n, *rest = tensor.shape
-        height, width = rest[:2] if self.form.pixels == "uint8" else rest[1:]
+    def _check_shape(self, n: int, height: int, width: int) -> None:
         form = self.form
         if form.height is None and (height % self.multiple or width % self.multiple):
             raise InputError(f"{height}x{width} pixels: {self.name} takes multiples of {self.multiple}; pad the image")
@@ -174,15 +170,6 @@ class OnnxEngine:
             )
         if form.batch not in (None, n):
             raise InputError(f"{n} images in one call: {self.name} takes {form.batch}")
-        return n, height, width
-
-    def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        dtype = torch.uint8 if self.form.pixels == "uint8" else torch.float32
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != self.device:
-            given = f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
-            raise InputError(f"{name} {given}: the graph takes {list(shape)} {dtype} on {self.device}")
-        if not tensor.is_contiguous():
-            raise InputError(f"{name} is not contiguous in the order of its axes")
 
 
 def _place(tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:

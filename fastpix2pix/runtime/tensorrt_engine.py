@@ -12,6 +12,7 @@ from ..data.images import to_uint8, to_unit
 from ..device import resolve_device
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
+from .buffers import buffer_dtype, buffer_shape, check_buffers
 from .engine import INPUT, OUTPUT, latency
 from .masks import Masks
 from .plan import Machine, kernels, read_engine, update_plan
@@ -127,9 +128,8 @@ class TensorRTEngine:
         n is a number of images the engine was built for. Can be captured in a CUDA graph after it ran with the same
         addresses and size, unless noise is random: then masks are uploaded in every call.
         """
-        n, height, width = self._shape_of(input)
-        for name, tensor, channels in ((INPUT, input, self.in_channels), (OUTPUT, output, self.out_channels)):
-            self._check_buffer(name, tensor, self._shape(n, height, width, channels))
+        channels = self.in_channels, self.out_channels
+        n, height, width = check_buffers(self.plan.form, input, output, channels, self.device)
         self._check_size(height, width)
         if not self.plan.batches[0] <= n <= self.plan.batches[-1]:
             raise InputError(f"{n} images in one call: {self.path} takes {_range(self.plan.batches)}")
@@ -205,28 +205,13 @@ class TensorRTEngine:
         if size in self._fixed:
             return self._fixed[size]
         masks = {name: self._masks(name, n, height, width, first) for name in self._masks.names}
-        found = {name: mask.to(self.device, self._dtype(name)) for name, mask in masks.items()}
+        found = {name: mask.to(self.device) for name, mask in masks.items()}  # uint8, as the graph takes them
         if self.modes.noise == "fixed" and found:
             torch.cuda.synchronize(self.device)  # any stream may read them now, and none still reads what goes
             while len(self._fixed) >= _KEPT:
                 del self._fixed[next(iter(self._fixed))]
             self._fixed[size] = found
         return found
-
-    def _dtype(self, name: str) -> torch.dtype:
-        """Of an input or output, as the engine has it."""
-        names = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "UINT8": torch.uint8}
-        return names[self._engine.get_tensor_dtype(name).name]
-
-    def _shape(self, n: int, height: int, width: int, channels: int) -> tuple[int, ...]:
-        uint8 = self.plan.form.pixels == "uint8"
-        return (n, height, width, channels) if uint8 else (n, channels, height, width)
-
-    def _shape_of(self, input: Tensor) -> tuple[int, int, int]:
-        if input.ndim != 4:
-            raise InputError(f"input of shape {list(input.shape)}: four axes are wanted")
-        n, *rest = input.shape
-        return (n, rest[0], rest[1]) if self.plan.form.pixels == "uint8" else (n, rest[1], rest[2])
 
     def _check_size(self, height: int, width: int) -> None:
         least, most = self.plan.sizes[0], self.plan.sizes[-1]
@@ -239,27 +224,16 @@ class TensorRTEngine:
                 f"build one with --size smallest,usual,largest"
             )
 
-    def _check_buffer(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        dtype = self._dtype(name)
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != self.device:
-            given = f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
-            raise InputError(f"{name} {given}: the engine takes {list(shape)} {dtype} on {self.device}")
-        if not tensor.is_contiguous():
-            raise InputError(f"{name} is not contiguous in the order of its axes")
-
 
 class _Call:
     """Buffers for one shape of a batch, and after a few calls the CUDA graph that runs on them."""
 
     def __init__(self, engine: TensorRTEngine, n: int, height: int, width: int) -> None:
         self._engine, self._key = engine, (n, height, width)
-        on = engine.device
-        self._in = torch.zeros(
-            engine._shape(n, height, width, engine.in_channels), dtype=engine._dtype(INPUT), device=on
-        )
-        self._out = torch.empty(
-            engine._shape(n, height, width, engine.out_channels), dtype=engine._dtype(OUTPUT), device=on
-        )
+        form, on = engine.plan.form, engine.device
+        shapes = [buffer_shape(form, n, height, width, c) for c in (engine.in_channels, engine.out_channels)]
+        self._in = torch.zeros(shapes[0], dtype=buffer_dtype(form), device=on)
+        self._out = torch.empty(shapes[1], dtype=buffer_dtype(form), device=on)
         self._masks = engine._mask_tensors(n, height, width, 0)
         self._runs = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -280,7 +254,7 @@ class _Call:
                     self._masks[name].copy_(mask)
             self._run(stream)
             y = self._out
-            out = to_unit(y.permute(0, 3, 1, 2)) if y.dtype == torch.uint8 else y.float().clone()
+            out = to_unit(y.permute(0, 3, 1, 2)) if y.dtype == torch.uint8 else y.clone()
         current.wait_stream(stream)
         batch.record_stream(stream)
         out.record_stream(current)

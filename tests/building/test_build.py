@@ -11,14 +11,14 @@ import torch
 from onnx import numpy_helper
 
 from fastpix2pix import cli
-from fastpix2pix.building import candidate
+from fastpix2pix.building import candidate, onnx_graph
 from fastpix2pix.building.build import build
 from fastpix2pix.building.onnx_graph import export_onnx
 from fastpix2pix.building.tensorrt import precisions
 from fastpix2pix.config import Form, Generator, Modes
 from fastpix2pix.data.images import write_image
 from fastpix2pix.data.synthetic import write_demo_set
-from fastpix2pix.errors import CheckFailed, InputError
+from fastpix2pix.errors import CheckFailed, EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
 from fastpix2pix.runtime.plan import model_hash, read_plan
@@ -177,6 +177,12 @@ def test_an_existing_file_is_kept_unless_it_may_go(model, tmp_path):
     assert out.read_bytes() != b"mine"
 
 
+def test_without_the_exporter_nothing_is_tried(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFailed, match=r"made with onnx, onnxscript, onnxruntime: pip install 'fastpix2pix"):
+        build(model, tmp_path / "g.engine", **RTX)
+
+
 def test_instance_norm_has_no_running_statistics(tmp_path):
     save_network(tmp_path / "g.safetensors", network(norm="instance"))
     with pytest.raises(InputError, match="no running statistics"):
@@ -292,7 +298,7 @@ def test_a_signal_ends_the_command_with_its_code(model, tmp_path):
     """SIGTERM while the model is exported: taken as soon as that is done."""
     code = """
 import os, signal, sys
-from fastpix2pix.building import candidate
+from fastpix2pix.building import candidate, onnx_graph
 from fastpix2pix.cli import main
 
 export = candidate.export_onnx

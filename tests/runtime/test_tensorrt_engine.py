@@ -57,7 +57,7 @@ def test_damage_is_found_before_anything_about_the_machine(foreign):
     [
         ("Runtime", ["deserialize_cuda_engine"]),
         ("ICudaEngine", ["create_execution_context", "create_runtime_config", "device_memory_size_v2"]),
-        ("ICudaEngine", ["create_engine_inspector", "get_tensor_dtype"]),
+        ("ICudaEngine", ["create_engine_inspector"]),
         ("IRuntimeConfig", ["set_execution_context_allocation_strategy", "create_runtime_cache", "set_runtime_cache"]),
         ("IRuntimeConfig", ["dynamic_shapes_kernel_specialization_strategy", "cuda_graph_strategy"]),
         ("IRuntimeCache", ["serialize", "deserialize"]),
