@@ -1,88 +1,20 @@
-// fastpix2pix._native: the only file that knows both Python and the core. Types are in fastpix2pix/_native.pyi.
-#include <pybind11/functional.h>
+// The module fastpix2pix._native. It and the headers that it alone includes (arguments, specs, engines, dlpack) are all
+// that knows both Python and the core. Types are in fastpix2pix/_native.pyi.
 #include <pybind11/stl.h>
 
 #include <set>
 
 #include "arguments.hpp"
 #include "convert.hpp"
-#include "cpu_backend.hpp"
+#include "engines.hpp"
 #include "runtime.hpp"
+#include "specs.hpp"
 #ifdef FASTPIX2PIX_CUDA
-#include "cuda_backend.hpp"
 #include "dlpack.hpp"
 #endif
 
 namespace fastpix2pix::python {
 namespace {
-
-constexpr Names<Format, 5> kFormats = {{{"rgb", Format::rgb},
-                                        {"bgr", Format::bgr},
-                                        {"rgba", Format::rgba},
-                                        {"nv12", Format::nv12},
-                                        {"yuv420", Format::yuv420}}};
-constexpr Names<Filter, 3> kFilters = {
-    {{"bilinear", Filter::bilinear}, {"bicubic", Filter::bicubic}, {"area", Filter::area}}};
-constexpr Names<Border, 2> kBorders = {{{"reflect", Border::reflect}, {"constant", Border::constant}}};
-constexpr Names<Matrix, 2> kMatrices = {{{"bt601", Matrix::bt601}, {"bt709", Matrix::bt709}}};
-constexpr Names<Range, 2> kRanges = {{{"limited", Range::limited}, {"full", Range::full}}};
-constexpr Names<bool, 2> kLayouts = {{{"nchw", false}, {"nhwc", true}}};
-constexpr Names<bool, 2> kTypes = {{{"float32", false}, {"float16", true}}};
-constexpr Names<Policy, 3> kPolicies = {
-    {{"block", Policy::block}, {"drop-oldest", Policy::drop_oldest}, {"drop-newest", Policy::drop_newest}}};
-
-using Size = std::pair<int, int>;            // height, width
-using Box = std::tuple<int, int, int, int>;  // top, left, height, width
-
-Rect rect(const Box& box) { return {std::get<1>(box), std::get<0>(box), std::get<3>(box), std::get<2>(box)}; }
-
-FrameShape frame_shape(const std::string& format, const Size& size) {
-  return {named("format", format, kFormats), size.second, size.first};
-}
-
-TensorShape tensor_shape(const Size& size, const std::string& layout, const std::string& dtype) {
-  return {size.second, size.first, named("layout", layout, kLayouts), named("dtype", dtype, kTypes)};
-}
-
-Colour colour(const std::string& matrix, const std::string& range) {
-  return make_colour(named("matrix", matrix, kMatrices), named("range", range, kRanges));
-}
-
-InputSpec input_spec(const std::string& format, const Size& frame, const Size& network, const std::optional<Box>& crop,
-                     const std::optional<Box>& place, const std::string& border, float fill, const std::string& filter,
-                     const std::string& matrix, const std::string& range, const std::string& layout,
-                     const std::string& dtype) {
-  InputSpec spec;
-  spec.frame = frame_shape(format, frame);
-  spec.crop = crop ? rect(*crop) : Rect{0, 0, frame.second, frame.first};
-  const Rect placed = place ? rect(*place) : Rect{0, 0, network.second, network.first};
-  spec.scaled_width = placed.width;
-  spec.scaled_height = placed.height;
-  spec.left = placed.x;
-  spec.top = placed.y;
-  spec.network = tensor_shape(network, layout, dtype);
-  spec.filter = named("filter", filter, kFilters);
-  spec.border = named("border", border, kBorders);
-  spec.fill = fill;
-  spec.colour = colour(matrix, range);
-  validate(spec);
-  return spec;
-}
-
-OutputSpec output_spec(const std::string& format, const Size& frame, const Size& network,
-                       const std::optional<Box>& region, const std::string& filter, const std::string& matrix,
-                       const std::string& range, const std::string& layout, const std::string& dtype) {
-  OutputSpec spec;
-  spec.frame = frame_shape(format, frame);
-  spec.network = tensor_shape(network, layout, dtype);
-  spec.region = region ? rect(*region) : Rect{0, 0, network.second, network.first};
-  spec.filter = named("filter", filter, kFilters);
-  spec.colour = colour(matrix, range);
-  validate(spec);
-  return spec;
-}
-
-const char* format_name(const FrameShape& shape) { return name_of(shape.format, kFormats); }
 
 void run_input(InputPlan& plan, const py::object& network, const py::object& frame) {
   const InputSpec& spec = plan.spec();
@@ -99,81 +31,6 @@ void run_output(OutputPlan& plan, const py::object& frame, const py::object& net
   py::gil_scoped_release release;
   plan.run(to.planes, from.ptr);
 }
-
-// A Python object that other threads may drop: the last reference goes with the GIL held.
-std::shared_ptr<py::object> shared(py::object object) {
-  return {new py::object(std::move(object)), [](py::object* held) {
-            py::gil_scoped_acquire acquire;
-            delete held;
-          }};
-}
-
-// Calls Python and turns what it raises into Failed, with the GIL held around all of it.
-template <class Call>
-void call_python(const Call& call) {
-  py::gil_scoped_acquire acquire;
-  try {
-    call();
-  } catch (py::error_already_set& error) {
-    throw Failed("the engine failed: " + text_of(error));
-  }
-}
-
-py::array new_tensor(const TensorShape& shape) {
-  const std::vector<py::ssize_t> last = {shape.height, shape.width, 3}, first = {3, shape.height, shape.width};
-  return py::array(py::dtype(shape.half ? "float16" : "float32"), shape.channels_last ? last : first);
-}
-
-// engine(input, output) over numpy arrays, one pair per slot; the engine may keep them, they own their memory.
-Engine array_engine(py::object engine, const InputSpec& input, const OutputSpec& output, int slots,
-                    std::vector<SlotTensors>& tensors) {
-  py::list pairs;
-  for (int i = 0; i < slots; ++i) {
-    py::array in = new_tensor(input.network), out = new_tensor(output.network);
-    tensors.push_back({in.mutable_data(), out.mutable_data()});
-    pairs.append(py::make_tuple(in, out));
-  }
-  return [call = shared(std::move(engine)), arrays = shared(std::move(pairs))](int slot, const void*, void*, void*) {
-    call_python([&] {
-      const py::tuple pair = (*arrays)[py::int_(slot)];
-      (*call)(pair[0], pair[1]);
-    });
-  };
-}
-
-#ifdef FASTPIX2PIX_CUDA
-std::size_t address(const void* pointer) { return reinterpret_cast<std::size_t>(pointer); }
-
-// engine(input, output, stream) with addresses.
-Engine pointer_engine(py::object engine) {
-  return [call = shared(std::move(engine))](int, const void* in, void* out, void* stream) {
-    call_python([&] { (*call)(address(in), address(out), address(stream)); });
-  };
-}
-
-// Python's garbage collector may free what CUDA work of its own hangs on, in the middle of a capture.
-class CollectorOff {
- public:
-  CollectorOff() : was_on_(PyGC_Disable() != 0) {}
-  ~CollectorOff() {
-    if (was_on_) PyGC_Enable();
-  }
-  CollectorOff(const CollectorOff&) = delete;
-  CollectorOff& operator=(const CollectorOff&) = delete;
-
- private:
-  bool was_on_;
-};
-
-// engine(input, output) -> the address of a cudaGraph_t, which the caller keeps alive as long as the runtime.
-GraphOfSlot graph_engine(py::object engine) {
-  return [call = shared(std::move(engine))](int, const void* in, void* out) {
-    std::size_t graph = 0;
-    call_python([&] { graph = (*call)(address(in), address(out)).template cast<std::size_t>(); });
-    return reinterpret_cast<void*>(graph);
-  };
-}
-#endif
 
 // So many seconds from now; None and what is beyond three years never comes.
 Time time_in(const char* what, std::optional<double> seconds) {
