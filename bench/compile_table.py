@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
+import os
 import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,17 +91,32 @@ def _resource_usage(cubin: bytes) -> tuple[int, int]:  # registers, bytes of sta
     return usage["REG"], usage["STACK"] + usage["LOCAL"]
 
 
-def table(cases: Iterable[Any], capabilities: Iterable[int]) -> tuple[str, list[str]]:
+_inherited: list[Any] = []  # cases, for forked processes: kernels cannot be sent to them
+
+
+def _compile_inherited(number: int, capability: int) -> Compiled:
+    return compile_case(_inherited[number], capability)
+
+
+def compile_all(cases: Sequence[Any], capabilities: Sequence[int], jobs: int) -> list[list[Compiled]]:
+    """Per case, what it became for each capability."""
+    _inherited[:] = cases
+    pairs = [(number, capability) for number in range(len(cases)) for capability in capabilities]
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        found = pool.starmap(_compile_inherited, pairs, chunksize=1)
+    width = len(capabilities)
+    return [found[i : i + width] for i in range(0, len(found), width)]
+
+
+def table(cases: Sequence[Any], capabilities: Sequence[int], jobs: int) -> tuple[str, list[str]]:
     """A Markdown table, one case a row, and a line per refusal."""
-    capabilities = list(capabilities)
     lines = ["| kernel | types and constants | warps | " + " | ".join(f"sm_{c}" for c in capabilities) + " |"]
     lines.append("|---|---|--:|" + "--:|" * len(capabilities))
     refusals = []
-    for case in cases:
+    for case, found in zip(cases, compile_all(cases, capabilities, jobs), strict=True):
         name, what = case.kernel.__name__, _describe(case)
         cells = []
-        for capability in capabilities:
-            compiled = compile_case(case, capability)
+        for capability, compiled in zip(capabilities, found, strict=True):
             refused = compiled.refused(capability)
             cells.append(f"{compiled.registers} / {compiled.shared}{' !' if refused else ''}")
             if refused:
@@ -131,6 +148,7 @@ def write(version: str, section: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compile_table", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--triton", metavar="DIR", help="folder with another Triton, put first on sys.path")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     parser.add_argument("--write", action="store_true", help="write docs/kernels.md")
     options = parser.parse_args()
     if options.triton:
@@ -141,7 +159,7 @@ def main() -> int:
         parser.error("TRITON_INTERPRET=1 is set: the interpreter compiles nothing; unset it")
     if options.triton and not Path(triton.__file__).is_relative_to(Path(options.triton).resolve()):
         parser.error(f"{options.triton} holds no Triton: {triton.__file__} was imported")
-    text, refusals = table(kernel_cases(), SHARED_KB)
+    text, refusals = table(kernel_cases(), list(SHARED_KB), options.jobs)
     print(f"Triton {triton.__version__}\n\n{text}")
     if options.write:
         write(triton.__version__, text)

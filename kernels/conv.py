@@ -20,13 +20,15 @@ from .conv_plan import ConvPlan, Problem, conv_plan
 from .dispatch import choose, launch
 from .geometry import Gather, Geometry, Map, Source
 from .norm_act_backward import hidden
-from .philox import Noise, dropout_mask
 from .rows import Output, Statistics, Sums, Tiles
 from .split import sum_splits
 
 
 class Norm(NamedTuple):
-    """The normalisation that a gradient arrives at: the last C channels of what dgrad writes are its output's."""
+    """The normalisation that a gradient arrives at: the last C channels of what dgrad writes are its output's.
+
+    Without dropout, whose random bits would take the registers of half a tile.
+    """
 
     x: Tensor  # [M, C] as given to norm_act
     gamma: Tensor | None  # [C] fp32
@@ -34,7 +36,6 @@ class Norm(NamedTuple):
     statistics: Statistics  # one row per group of the product
     activation: str  # that this gradient is behind
     other: Output | None = None  # the gradient of its second output
-    noise: Noise | None = None
 
 
 class Product(NamedTuple):
@@ -187,23 +188,20 @@ def _conv_reference(
     if statistics:
         mean = wide.mean(1, keepdim=True)
         return Product(tiles=Tiles(mean, (wide - mean).square().sum(1, keepdim=True), wide.shape[1]))
-    return Product() if norm is None else Product(sums=_sums_reference(wide, norm, size.images))
+    return Product() if norm is None else Product(sums=_sums_reference(wide, norm))
 
 
 def _sums_reference(
     dx: Tensor,  # [groups, rows, K] at least fp32
     norm: Norm,
-    images: int,
 ) -> Sums:
-    h = hidden(norm.x, norm.gamma, norm.beta, norm.statistics, images, norm.noise)
+    h = hidden(norm.x, norm.gamma, norm.beta, norm.statistics, 1, None)
     channels = h.shape[1]
     dz = dx[..., -channels:].reshape(h.shape).to(h.dtype) * ACTIVATIONS[norm.activation].derivative(h)
     if norm.other is not None:
         dz = dz + norm.other.rows.to(h.dtype) * ACTIVATIONS[norm.other.activation].derivative(h)
-    if norm.noise is not None:
-        dz = dz * 2 * dropout_mask(norm.noise, images, len(h) // images, channels)
     dz = dz.view(len(dx), -1, channels)
-    xhat = hidden(norm.x, None, None, norm.statistics, images, None).view(dz.shape)
+    xhat = hidden(norm.x, None, None, norm.statistics, 1, None).view(dz.shape)
     return Sums(dz.sum(1, keepdim=True), (dz * xhat).sum(1, keepdim=True))
 
 
@@ -236,7 +234,6 @@ def _conv_triton(
     chunks = [-(-c // (plan.block_k * plan.channel_splits)) * plan.block_k for c in problem.inputs]
     aligned = all(c % plan.block_k == 0 for c in problem.inputs)
     other = None if norm is None else norm.other
-    noise = None if norm is None else norm.noise
     read, written = _bytes(problem, sources, w, y, plan, norm)
     written += 0 if found is None else 4 * found.numel()
     launch(
@@ -248,7 +245,6 @@ def _conv_triton(
         *(bias, *((None, None) if found is None else found.unbind())),
         *((None,) * 5 if norm is None else (norm.x, norm.gamma, norm.beta, *norm.statistics)),
         None if other is None else other.rows,
-        *((None, 0) if noise is None else noise[:2]),
         *(size.height, size.width, output.height, output.width, height, width),
         *(problem.rows, tiles, problem.inputs[0], problem.inputs[1] if second is not None else 0, channels),
         *(first.rows.stride(0), 0 if second is None else second.rows.stride(0)),
@@ -269,7 +265,6 @@ def _conv_triton(
         ACT_B=0 if second is None else ACTIVATIONS[second.activation].id,
         ACT=ACTIVATIONS[activation].id if norm is None else ACTIVATIONS[norm.activation].id,
         ACT_OTHER=0 if other is None else ACTIVATIONS[other.activation].id,
-        PER_IMAGE=noise is None or noise.per_image,
         FLAT=problem.flat,
         SPLIT=split,
         WHOLE_K=aligned and not problem.flat,

@@ -10,7 +10,6 @@ from .activations import activate, times_derivative
 from .conv_plan import DEEP, FLAT, LARGE, SMALL, THIN, Shape
 from .dispatch import CompileCase
 from .geometry import Gather, Geometry, dot
-from .philox import dropout_scale
 
 
 @jit
@@ -32,8 +31,6 @@ def _conv_kernel(
     mean,  # [groups, NC] fp32
     rstd,  # [groups, NC] fp32
     other,  # [N * OH * OW, NC] gradient of its second output with row stride ldo, or None
-    counters,  # [3] int64 or None: no dropout
-    block,
     H,
     W,
     OH,
@@ -69,7 +66,6 @@ def _conv_kernel(
     ACT_B: tl.constexpr,
     ACT: tl.constexpr,  # of the output; with nx, of the normalisation's output that is differentiated
     ACT_OTHER: tl.constexpr,
-    PER_IMAGE: tl.constexpr,
     FLAT: tl.constexpr,
     SPLIT: tl.constexpr,
     WHOLE_K: tl.constexpr,
@@ -151,7 +147,7 @@ def _conv_kernel(
         if nx is not None:
             c = col - (CO - NC)
             mask = mask & (c >= 0)[None, :]
-            layer = nx, gamma, beta, mean, rstd, other, counters, block, NC, ldo, OH * OW, ACT, ACT_OTHER, PER_IMAGE
+            layer = nx, gamma, beta, mean, rstd, other, NC, ldo, ACT, ACT_OTHER
             dz, dzx = _dz(layer, rounded.to(tl.float32), group, out, c, mask)
             tl.store(tile_1 + at * NC + c, tl.sum(dz, 0), mask=(c >= 0) & (col < CO))
             tl.store(tile_2 + at * NC + c, tl.sum(dzx, 0), mask=(c >= 0) & (col < CO))
@@ -223,7 +219,7 @@ def _padded(h, ok):
 @jit
 def _dz(layer, g, group, row, c, mask):
     """dz and dz * xhat [BM, BN], 0 outside the mask; g: gradient of the activated output."""
-    nx, gamma, beta, mean, rstd, other, counters, block, NC, ldo, positions, ACT, ACT_OTHER, PER_IMAGE = layer
+    nx, gamma, beta, mean, rstd, other, NC, ldo, ACT, ACT_OTHER = layer
     inside = (c >= 0) & (c < NC)
     x = tl.load(nx + row[:, None] * NC + c[None, :], mask=mask, other=0.0).to(tl.float32)
     xhat = x - tl.load(mean + group * NC + c, mask=inside, other=0.0)[None, :]
@@ -233,23 +229,18 @@ def _dz(layer, g, group, row, c, mask):
         h = h * tl.load(gamma + c, mask=inside, other=0.0).to(tl.float32)[None, :]
     if beta is not None:
         h = h + tl.load(beta + c, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if counters is not None:
-        drop = dropout_scale(counters, block, row, c, positions, NC, PER_IMAGE)
-        h = h * drop
     dz = times_derivative(g, h, ACT)
     if other is not None:
         more = tl.load(other + row[:, None] * ldo + c[None, :], mask=mask, other=0.0).to(tl.float32)
         dz += times_derivative(more, h, ACT_OTHER)
-    if counters is not None:
-        dz = dz * drop
     dz = tl.where(mask, dz, 0.0)
     return dz, dz * xhat
 
 
 def compile_cases() -> list[CompileCase]:
-    """Every block shape that a plan may have, in the forms that the networks need."""
+    """Every block shape that a plan may have, in the heaviest of the forms that the networks need."""
     halving, doubling = Geometry(4, 2, 1).forward(), Geometry(4, 2, 1).dgrad()
-    flipped = Geometry(4, 1, 1).dgrad()
+    same, flipped = Geometry(4, 1, 1).forward(), Geometry(4, 1, 1).dgrad()
     # a convolution's kernel; its dgrad's and a transposed one's are the reverse
     up: Types = {"stride_n": "i32:16", "stride_k": 1}
     back: Types = {"stride_n": 1, "stride_k": "i32:16"}
@@ -259,11 +250,21 @@ def compile_cases() -> list[CompileCase]:
     stats = ("tile_1", "tile_2")
     thin: Types = {"CA": "i32", "lda": "i32", "stride_k": 1, "stride_n": "i32", "stride_tap": "i32"}
     narrow: Types = {"CO": "i32", "ldy": "i32"}
-    cases = [_compile_case(shape, halving, (), thin, FLAT=True, ACT=1) for shape in FLAT]
-    cases += [_compile_case(shape, doubling, two, back | narrow | {"stride_n": 1}, ACT_A=2, ACT=3) for shape in THIN]
+    second = (*two, "scale_b", "shift_b")
+    cases = []
+    for shape in FLAT:  # e1 and c1; the dgrads of d1 and c5
+        cases.append(_compile_case(shape, halving, (), thin, FLAT=True, ACT=1))
+        cases.append(_compile_case(shape, halving, norm, thin, FLAT=True, ACT=2))
+    for shape in THIN:  # d1; c5
+        cases.append(_compile_case(shape, doubling, second, back | narrow, ACT_A=2, ACT_B=2, ACT=3))
+        cases.append(_compile_case(shape, same, affine, up | narrow, ACT_A=1))
+        cases.append(_compile_case(shape, same, affine, up | narrow, ACT_A=1, SPLIT=True))
     for shape in (*DEEP, *SMALL):
         cases.append(_compile_case(shape, halving, (), up, SPLIT=True))
         cases.append(_compile_case(shape, doubling, two, back, SPLIT=True, ACT_A=2))
+        cases.append(_compile_case(shape, doubling, (*norm, "other", "ldo"), back, ACT=1, ACT_OTHER=2))
+    cases.append(_compile_case(LARGE[1], halving, affine, up, SPLIT=True, ACT_A=1))
+    cases.append(_compile_case(LARGE[1], doubling, both, back, SPLIT=True, ACT_A=2, ACT_B=2))
     for shape in (*LARGE, SMALL[1]):
         cases.append(_compile_case(shape, halving, (*affine, *stats), up, ACT_A=1))
         cases.append(_compile_case(shape, doubling, (*both, *stats), back, ACT_A=2, ACT_B=2))
@@ -276,7 +277,7 @@ def compile_cases() -> list[CompileCase]:
 Types = dict[str, str | int]  # of arguments; a number is one that becomes a constant
 _OPTIONAL = (
     *("xb", "scale_a", "shift_a", "scale_b", "shift_b", "bias", "tile_1", "tile_2"),
-    *("nx", "gamma", "beta", "mean", "rstd", "other", "counters"),
+    *("nx", "gamma", "beta", "mean", "rstd", "other"),
 )
 _NUMBERS = ("CB", "ldb", "chunk_b", "NC", "ldo")  # 0 where there is nothing to number
 
@@ -284,7 +285,7 @@ _NUMBERS = ("CB", "ldb", "chunk_b", "NC", "ldo")  # 0 where there is nothing to 
 def _compile_case(shape: Shape, gather: Gather, present: Sequence[str], types: Types, **constants: int) -> CompileCase:
     """One block shape and form; `present`: the optional arguments that are there."""
     bm, bn, bk, warps, stages = shape
-    flags = {"ACT_A": 0, "ACT_B": 0, "ACT": 0, "ACT_OTHER": 0, "PER_IMAGE": True, "FLAT": False, "SPLIT": False}
+    flags = {"ACT_A": 0, "ACT_B": 0, "ACT": 0, "ACT_OTHER": 0, "FLAT": False, "SPLIT": False}
     whole = not constants.get("FLAT", False)
     constexprs: dict[str, Any] = {name: None for name in _OPTIONAL if name not in present}
     constexprs |= {name: 0 for name in _NUMBERS if name not in present}

@@ -345,7 +345,7 @@ def compile_cases() -> list[CompileCase]:
         cases.append(_compile_case(shape, ("xb",), INPUT_PLAIN=True, ACT_A=2, ACT_B=2))
         cases.append(_compile_case(shape, one, ACT_A=1, dw="*fp32"))
         cases.append(_compile_case(shape, both, INPUT_PLAIN=True, ACT_A=2, ACT_B=2, dw="*fp32"))
-    for shape in (DEEP[0], LARGE[0]):  # 64 channels: two taps a block
+    for shape in (DEEP[0], *LARGE):  # 64 channels: two taps a block
         cases.append(_compile_case(shape, one, ACT_A=1, FLAT=True, dw="*fp32"))
         cases.append(_compile_case(shape, both, INPUT_PLAIN=True, ACT_A=2, ACT_B=2, FLAT=True, dw="*fp32"))
     return cases

@@ -35,6 +35,7 @@ from .stages import (
     convolve_backward,
     defer,
     norm_of,
+    product_groups,
 )
 from .state import COMPUTE
 
@@ -131,8 +132,7 @@ class Site:
         stage = self.stage(own)
         w, geometry = self.params[stage.node.weight], stage.node.geometry
         fused = stage.normalises and stage.size.rows // stage.groups >= TILE_ROWS
-        scaled = any(source.scale is not None for source in stage.x.sources)
-        groups = stage.groups if fused or scaled else 1
+        groups = product_groups(stage.x, stage.groups, fused)
         return forward_error(stage.x.sources, w, geometry, stage.x.size, groups, fused, plan, self.impl)
 
     def dgrad_error(self, plan: ConvPlan) -> str:

@@ -99,20 +99,28 @@ def convolve(
     channels = geometry.forward().channels(tuple(w.shape))[1]
     raw = x.sources[0].rows.new_empty(size.rows, channels)
     fused = not isinstance(block.norm, nn.Identity) and size.rows // groups >= TILE_ROWS
-    scaled = any(source.scale is not None for source in x.sources)
     product = conv(
         x.sources,
         w,
         geometry,
         x.size,
         raw,
-        groups=groups if fused or scaled else 1,
+        groups=product_groups(x, groups, fused),
         statistics=fused and plans.forward.splits == 1,
         partials=True,
         plan=plans.forward,
         impl=how.impl,
     )
     return Stage(name, block, node, plans, x, raw, size, groups, product)
+
+
+def product_groups(x: Feature, groups: int, fused: bool) -> int:
+    """Groups of images that a product tells apart: those of the scales it applies, else of the statistics it takes.
+
+    (The last block of a generator takes none, and may read what an instance norm left.)
+    """
+    scales = {len(source.scale) for source in x.sources if source.scale is not None}
+    return scales.pop() if scales else groups if fused else 1
 
 
 def convolve_backward(
@@ -228,11 +236,11 @@ def _running(block: nn.Module) -> Running | None:
 
 
 def norm_of(stage: Stage, params: Parameters, activation: str, other: Output | None = None) -> Norm | None:
-    """The stage's normalisation as a gradient from behind `activation` meets it; None where it has none."""
-    if stage.statistics is None:
+    """The stage's normalisation as a gradient from behind `activation` meets it; None where it has none, or drops."""
+    if stage.statistics is None or stage.noise is not None:
         return None
     gamma, beta = (params.get(f"{stage.name}.norm.{name}") for name in ("weight", "bias"))
-    return Norm(stage.raw, gamma, beta, stage.statistics, activation, other, stage.noise)
+    return Norm(stage.raw, gamma, beta, stage.statistics, activation, other)
 
 
 def activate_backward(

@@ -85,18 +85,21 @@ SHAPES = [  # geometry, images, height, width, inputs, outputs, why
     (HALF, 2, 7, 5, (17,), 9, "odd sizes"),
     (SAME, 2, 5, 5, (32,), 1, "c5: one channel comes out"),
     (SAME, 1, 4, 4, (2,), 4, "two channels to four"),
-    (SAME, 1, 9, 7, (16,), 16, "c4: no power of two"),
+    (SAME, 1, 7, 6, (16,), 16, "c4: no power of two"),
     (Geometry(1, 1, 0), 2, 3, 5, (6,), 24, "a pixel discriminator"),
-    (Geometry(3, 1, 1), 1, 4, 4, (24,), 24, "3x3"),
+    (Geometry(3, 1, 1), 1, 4, 4, (24,), 12, "3x3"),
     (DOUBLE, 1, 1, 1, (32,), 16, "d8: one row in all"),
-    (DOUBLE, 3, 1, 2, (20, 12), 18, "d7: two sources"),
+    (DOUBLE, 3, 1, 2, (20, 12), 14, "d7: two sources"),
     (DOUBLE, 1, 6, 5, (32, 32), 3, "d1: RGB comes out"),
 ]
 
 
+HALVES = ("e1", "e8", "c5", "d8", "d1")  # shapes that half types are tried on: each way to load and store
+TYPED = [(*shape, dtype) for shape in SHAPES for dtype in DTYPES if dtype == DTYPES[0] or shape[-1].startswith(HALVES)]
+
+
 @needs_triton
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("geometry", "images", "height", "width", "inputs", "outputs", "why"), SHAPES)
+@pytest.mark.parametrize(("geometry", "images", "height", "width", "inputs", "outputs", "why", "dtype"), TYPED)
 def test_against_float64(geometry, images, height, width, inputs, outputs, why, dtype):
     shape = (geometry, images, height, width, inputs, outputs, dtype)
     assert excess(*shape, affine=1, accumulate=True) <= 0
@@ -200,9 +203,9 @@ def test_refusals():
         ([Source(x[:, :4])] * 2, g, dw, "2 sources; one is allowed, or two of a transposed"),
         ([Source(x[:8])], g, dw, r"a source is \(8, 8\) .* 16 rows of torch.float32"),
         ([Source(x)], g[:3], dw, r"the gradient is \(3, 6\) .* 4 contiguous rows"),
-        ([Source(x)], g, torch.empty(6, 8, 4, 4), r"a kernel gradient \(6, 8, 4, 4\) with strides .* dense channels-last is needed"),
+        ([Source(x)], g, torch.empty(6, 8, 4, 4), r"\(6, 8, 4, 4\) with strides .* dense channels-last is needed"),
         ([Source(x)], g, dw[:5], r"a kernel gradient \(5, 8, 4, 4\) for 8 channels to 6"),
-        ([Source(x, "none", normal(1, 7), normal(1, 7))], g, dw, r"a scale is \(1, 7\) torch.float32; \[groups, 8\] contiguous fp32"),
+        ([Source(x, "none", *[normal(1, 7)] * 2)], g, dw, r"a scale is \(1, 7\) .* \[groups, 8\] contiguous fp32"),
         ([Source(x.double())], g.double(), dw, "float64; allowed are float32, float16, bfloat16"),
     ]
     for sources, gradient, into, message in cases:

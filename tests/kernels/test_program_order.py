@@ -20,10 +20,18 @@ from fastpix2pix import kernels
 from fastpix2pix.kernels._triton import interpreted, jit, tl, triton
 from fastpix2pix.kernels.adam import BLOCK, adam, advance, found_inf_
 from fastpix2pix.kernels.bias_act import bias_act, bias_act_backward
+from fastpix2pix.kernels.conv import Norm, conv, conv_dgrad
+from fastpix2pix.kernels.conv_plan import ConvPlan
+from fastpix2pix.kernels.conv_wgrad import conv_wgrad
 from fastpix2pix.kernels.dispatch import launch, recorded
+from fastpix2pix.kernels.finalise import finalise
+from fastpix2pix.kernels.geometry import Geometry, Map, Source
 from fastpix2pix.kernels.losses import gan_loss, l1_tanh_loss
+from fastpix2pix.kernels.merge import merge_sums, merge_tiles
 from fastpix2pix.kernels.norm_act import Output, Running, Statistics, norm_act, norm_act_backward
 from fastpix2pix.kernels.philox import Noise
+from fastpix2pix.kernels.rows import Sums, Tiles
+from fastpix2pix.kernels.wgrad_plan import WgradPlan
 
 pytestmark = pytest.mark.skipif(not interpreted, reason="the order of programs is the interpreter's to choose")
 BOTH = ("leaky", "relu")
@@ -96,6 +104,29 @@ def overflow_and_counters() -> list[Tensor]:
     return [found, counters, step]
 
 
+def product(geometry: Geometry, inputs: int, splits: int = 1) -> list[Tensor]:
+    """A forward product with statistics and what is made of them; the gradients of input and kernel."""
+    size, channels, options = Map(2, 8, 8), 40, {"impl": "triton"}
+    rows = 2 * geometry.output(8) ** 2
+    shape = (inputs, channels) if geometry.transposed else (channels, inputs)
+    w = normal(shape[0], geometry.kernel, geometry.kernel, shape[1], seed=1).permute(0, 3, 1, 2)
+    x, g, y = Source(normal(size.rows, inputs), "relu"), normal(rows, channels, seed=2), torch.empty(rows, channels)
+    plan = ConvPlan(16, 32, 16, splits, 1, 4, 2)
+    made = conv([x], w, geometry, size, y, groups=2, statistics=True, plan=plan, **options).tiles
+    dx, dw = torch.empty(size.rows, inputs), torch.empty_like(w)
+    before = Statistics(normal(2, inputs, seed=3), normal(2, inputs, seed=4).abs())
+    norm = Norm(normal(size.rows, inputs, seed=5), None, None, before, "leaky")
+    sums = conv_dgrad(g, w, geometry, size, dx, norm=norm, groups=2, plan=plan, **options).sums
+    conv_wgrad([x], g, dw, geometry, size, plan=WgradPlan(16, 16, 32, splits, 4, 2), **options)
+    finished = () if made is None else finalise(made, None, None, rows=rows // 2, **options)
+    return [y, dx, dw, *(() if sums is None else sums), *(t for part in finished for t in part)]
+
+
+def merged() -> list[Tensor]:
+    tiles = Tiles(normal(2, 200, 40), normal(2, 200, 40, seed=1).abs(), 4)
+    return [*merge_tiles(tiles, 800, impl="triton")[:2], *merge_sums(Sums(tiles.mean, tiles.m2), impl="triton")]
+
+
 CASES: dict[str, Callable[[], list[Tensor]]] = {
     "norm_act, tiles merged": lambda: norm_act_forward(300, 40, 2),
     "norm_act, a group is a tile": lambda: norm_act_forward(60, 40, 2),
@@ -107,6 +138,9 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "adam, flat": lambda: optimiser((3 * BLOCK + 64,), (1,)),
     "adam, rows apart": lambda: optimiser((3, 2, BLOCK // 2), (2 * BLOCK, BLOCK, 1)),
     "overflow, counters": overflow_and_counters,
+    "convolution": lambda: product(Geometry(4, 2, 1), 40),
+    "transposed convolution, sums in parts": lambda: product(Geometry(4, 2, 1, True), 40, splits=2),
+    "tiles and sums merged": merged,
 }
 
 
