@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import gate
+from bench import gate, prove
 from bench.comparison import PARTS, all_comparisons
 from bench.devices import bench_setting
 from bench.gate import Limits, judge, newest, rows_of, storage, table
@@ -124,3 +124,18 @@ def test_options(capsys):
         gate.main(["compare", "--plant", "kernels/adam"])
     assert stop.value.code == 2 and "give PATTERN=TIMES" in capsys.readouterr().err
     assert gate.main(["compare", "--device", "tpu"]) == 2
+
+
+@pytest.mark.parametrize(("caught", "code"), [(4, 0), (0, 4)])
+def test_the_proof_wants_every_planted_run_to_fail_and_every_other_to_pass(caught, code, monkeypatch, capsys):
+    asked = []
+
+    def answer(arguments):
+        asked.append(arguments)
+        print("so it ended")
+        return caught if "--plant" in arguments else 0
+
+    monkeypatch.setattr(gate, "main", answer)
+    assert prove.main(["--runs", "2", "--only", "kernels/*"]) == code
+    assert [a[0] for a in asked] == ["save", *["compare"] * 4]
+    assert f"{4 if code == 0 else 2} of 4 runs as they must be" in capsys.readouterr().out
