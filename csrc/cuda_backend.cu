@@ -103,7 +103,7 @@ class CudaBackend final : public Backend {
   }
 
   void launch(int slot) override {
-    const OnDevice here(options_.device);
+    use_device(options_.device);
     Slot& s = at(slot);
     if (s.adopted) check(cudaStreamWaitEvent(upload_.get(), s.produced.get(), 0), "let a stream wait");
     s.upload.record(upload_.get(), [&] { upload(s); });
@@ -120,7 +120,7 @@ class CudaBackend final : public Backend {
   }
 
   StageTimes finish(int slot) override {
-    const OnDevice here(options_.device);
+    use_device(options_.device);
     Slot& s = at(slot);
     check(cudaEventSynchronize(s.download.end.get()), "translate a frame");
     s.owner.reset();

@@ -77,19 +77,24 @@ inline CudaGraph make_graph() {
   return CudaGraph(graph);
 }
 
-// The device of this thread for a while; the thread may be the caller's own.
+// For threads of the runtime. They never go back to another device: choosing one makes a context there.
+inline void use_device(int device) { check(cudaSetDevice(device), "choose a device"); }
+
+// The device of this thread for a while, where the thread is the caller's.
 class OnDevice {
  public:
-  explicit OnDevice(int device) {
+  explicit OnDevice(int device) : device_(device) {
     check(cudaGetDevice(&before_), "ask for the current device");
-    if (before_ != device) check(cudaSetDevice(device), "choose a device");
+    if (before_ != device_) use_device(device_);
   }
-  ~OnDevice() { static_cast<void>(cudaSetDevice(before_)); }
+  ~OnDevice() {
+    if (before_ != device_) static_cast<void>(cudaSetDevice(before_));
+  }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_ = 0;
+  int device_, before_ = 0;
 };
 
 }  // namespace fastpix2pix

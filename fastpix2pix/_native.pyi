@@ -17,8 +17,13 @@ from typing_extensions import Buffer
 class _SupportsDLPack(Protocol):
     def __dlpack__(self, *, stream: Any = ...) -> Any: ...
 
+class _SupportsCuda(Protocol):
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
 _Memory: TypeAlias = Buffer | _SupportsDLPack  # a tensor on the CPU shares its memory
 _Frame: TypeAlias = _Memory | tuple[_Memory, ...] | list[_Memory]
+_DeviceFrame: TypeAlias = _SupportsCuda | tuple[_SupportsCuda, ...] | list[_SupportsCuda]
 _Size: TypeAlias = tuple[int, int]
 _Box: TypeAlias = tuple[int, int, int, int]
 
@@ -140,7 +145,7 @@ class FrameRuntime:
     ) -> None: ...
     def submit(
         self,
-        frame: _Frame,
+        frame: _Frame | _DeviceFrame,
         tag: int = 0,  # comes back from collect
         *,
         deadline: float | None = None,  # seconds from now; a frame not begun by then is dropped as late

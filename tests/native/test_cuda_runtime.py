@@ -136,7 +136,7 @@ def test_frames_come_back_as_they_were_and_in_order(graph: str) -> None:
             if collected == 500:
                 break
     for name in ("upload", "compute", "download", "total"):
-        stage = r.stats()["latency"][name]  # type: ignore[literal-required]
+        stage = r.stats()["latency"][name]
         assert stage["count"] == 500 and 0 < stage["p50_ms"] <= stage["p99_ms"] <= stage["max_ms"]
     r.close()
 
