@@ -115,8 +115,7 @@ def tolerance(precision: str, max_difference: float | None = None, mean_differen
     row = TOLERANCES[precision]
     if max_difference is None and mean_difference is None:
         return row
-    given = Tolerance(max_difference or 255, mean_difference or 255, 0, -1)
-    return given
+    return Tolerance(max_difference or 255, mean_difference or 255, 0, -1)
 
 
 def compare(

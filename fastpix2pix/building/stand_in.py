@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..runtime.onnx_engine import OnnxEngine
-
-Run = Callable[[Tensor, int], Tensor]  # translate(batch, first) of an engine
+from .gate import Run
 
 
 def stand_in(path: Path) -> tuple[Run, str]:
