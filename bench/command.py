@@ -95,4 +95,4 @@ def floor_columns(row: Record) -> Sequence[str]:
     floor = row["floor_ms"]
     if floor is None or row["status"] != "ok":
         return "-", "-"
-    return f"{floor:.3g}", f"{100 * floor / row['ways'][row['ours']]['ms']:.0f} %"
+    return f"{floor:.4g}", f"{100 * floor / row['ways'][row['ours']]['ms']:.0f} %"

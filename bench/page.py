@@ -97,7 +97,7 @@ def _row(row: Record) -> str:
         f"<td>{base['ms']:.3f}</td>",
         f'<td class="{mark}">{ratio["median"]:.2f}</td>',
         f"<td>{ratio['low']:.2f} to {ratio['high']:.2f}</td>",
-        f"<td>{floor:.3g}</td><td>{100 * floor / ours['ms']:.0f} %</td>" if floor else "<td></td><td></td>",
+        f"<td>{floor:.4g}</td><td>{100 * floor / ours['ms']:.0f} %</td>" if floor else "<td></td><td></td>",
     ]
     return f"<tr>{name}{''.join(cells)}</tr>"
 

@@ -75,17 +75,18 @@ def _over_batch(rows: list[Record], key: str, label: str) -> str:
         )
     axes.set(xscale="log", yscale="log", xlabel="batch", ylabel=label)
     _plain_ticks(axes, sorted({row["images"] for row in rows}))
-    axes.legend(fontsize=7.5, loc="best")
+    axes.legend(fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(-0.02, -0.16), handlelength=1.6)
     return _svg(figure)
 
 
 def _plain_ticks(axes: Axes, batches: list[int]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _layers(rows: list[Record]) -> str:
