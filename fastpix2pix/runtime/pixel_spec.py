@@ -162,7 +162,7 @@ def _filtered(x: Floats, weights: Floats) -> Floats:
     """Sums over the first axis, one source line after the other, as the order decides the last bit."""
     sums = np.zeros((len(weights), *x.shape[1:]), x.dtype)
     for j in range(len(x)):
-        used = weights[:, j] != 0.0  # a NaN that weighs nothing does not spread
+        used = weights[:, j] != 0.0  # a NaN that weighs nothing does not spread; csrc/ promises that of rows
         sums[used] += weights[used, j].reshape(-1, *[1] * (x.ndim - 1)) * x[j]
     return sums
 

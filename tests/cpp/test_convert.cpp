@@ -1,5 +1,6 @@
 // The CPU's rows give the same bits as the pixel functions that a CUDA thread runs; plans allocate nothing when they
 // run.
+#include <cmath>
 #include <cstring>
 #include <random>
 #include <thread>
@@ -44,6 +45,7 @@ std::vector<T> tensor(const TensorShape& shape, unsigned seed) {
   std::uniform_real_distribution<float> units(-1.2f, 1.2f);
   std::vector<T> values(static_cast<std::size_t>(3) * shape.width * shape.height);
   for (T& value : values) value = static_cast<T>(units(random));
+  for (std::size_t i = 5; i < values.size(); i += 97) values[i] = static_cast<T>(std::nanf(""));
   return values;
 }
 
