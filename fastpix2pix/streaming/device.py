@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,23 +21,57 @@ class _Memory:
 
 
 class DeviceNetwork:
-    """`network(input, output, stream)` with addresses; one picture at a time, never copied off the GPU.
+    """A generator as the engine of a FrameRuntime on CUDA: one picture at a time, never copied off the GPU.
 
-    An engine of PyTorch takes pictures channels-last as they lie, the others [3, H, W].
+    `engine` and `options` are the runtime's arguments. Engines that own all their memory are called, and captured by
+    the runtime where that can be. PyTorch's takes memory from a cache that others share, so each slot gets a graph of
+    its own here, which keeps what it needs. New noise for every picture cannot be in a graph. PyTorch's engine takes
+    pictures channels-last as they lie, the others [3, H, W].
     """
 
     def __init__(self, engine: Engine, height: int, width: int) -> None:
-        self.layout = "nhwc" if isinstance(engine, TorchEngine) else "nchw"
-        self._shape = (height, width, 3) if self.layout == "nhwc" else (3, height, width)
+        torch_s = isinstance(engine, TorchEngine)
+        self.layout = "nhwc" if torch_s else "nchw"
+        self._shape = (height, width, 3) if torch_s else (3, height, width)
         self._engine, self._count = engine, 0
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        random = engine.modes.noise == "random"
+        own_graph = torch_s and not random
+        self.engine: Callable[..., int | None] = self._graph if own_graph else self._call
+        self.options: dict[str, Any] = {
+            "device": str(engine.device),
+            "kind": "graph" if own_graph else "call",
+            "graph": "off" if random else "auto",
+        }
 
-    def __call__(self, input: int, output: int, stream: int) -> None:
+    def _call(self, input: int, output: int, stream: int) -> None:
+        """Addresses of a slot's tensors and of a stream."""
+        x, y = self._tensors(input, output)
+        self._engine.enqueue(x, y, torch.cuda.ExternalStream(stream, device=self._engine.device), self._count)
+        self._count += 1
+
+    def _graph(self, input: int, output: int) -> int:
+        """The address of a finished cudaGraph_t from one to the other."""
+        x, y = self._tensors(input, output)
+        device = self._engine.device
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream()
+            for _ in range(2):  # libraries choose their algorithms
+                self._engine.enqueue(x, y, stream)
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph(keep_graph=True)
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self._engine.enqueue(x, y, stream)
+        self._graphs.append(graph)
+        return graph.raw_cuda_graph()
+
+    def _tensors(self, input: int, output: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[1, 3, H, W] each."""
         device = self._engine.device
         x, y = (torch.as_tensor(_Memory(address, self._shape), device=device) for address in (input, output))
         if self.layout == "nhwc":
             x, y = x.permute(2, 0, 1), y.permute(2, 0, 1)
-        self._engine.enqueue(x[None], y[None], torch.cuda.ExternalStream(stream, device=device), self._count)
-        self._count += 1
+        return x[None], y[None]
 
 
 def not_supported_reasons(engine: Engine, options: Stream) -> list[str]:
@@ -62,12 +97,3 @@ def on_gpu(engine: Engine, options: Stream) -> bool:
     if reasons := not_supported_reasons(engine, options):
         raise InputError(f"frames = cuda: {'; '.join(reasons)}; use frames = auto or cpu")
     return True
-
-
-def graph_of(engine: Engine) -> dict[str, Any]:
-    """Options of the runtime: work with new noise for every picture cannot be captured."""
-    return {
-        "device": str(engine.device),
-        "kind": "call",
-        "graph": "off" if engine.modes.noise == "random" else "auto",
-    }

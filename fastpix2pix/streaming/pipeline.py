@@ -13,7 +13,7 @@ from ..config import Stream as Options
 from ..console import say
 from ..runtime.engine import Engine
 from ..runtime.native import FrameRuntime, InputSpec, OutputSpec
-from .device import DeviceNetwork, graph_of, on_gpu
+from .device import DeviceNetwork, on_gpu
 from .geometry import Geometry, check_fixed, fit_into
 from .live import Clock
 from .network import Network
@@ -131,8 +131,8 @@ class Pipeline:
         options: dict[str, Any] = {}
         layout = "nhwc"
         if on_gpu(self._engine, self._options):
-            network = DeviceNetwork(self._engine, *geometry.network)
-            options, layout = graph_of(self._engine), network.layout
+            on_device = DeviceNetwork(self._engine, *geometry.network)
+            network, options, layout = on_device.engine, on_device.options, on_device.layout
         colour: Any = {"matrix": media.colour.matrix, "range": media.colour.range, "layout": layout}
         size = (media.height, media.width)
         return FrameRuntime(
