@@ -18,6 +18,7 @@ from torch import Tensor
 from fastpix2pix.config import Modes, NormStats
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.model import Unet, build_generator
+from fastpix2pix.runtime.triton_engine import TritonEngine
 
 from .devices import Setting, synthetic_pairs
 from .report import Mismatch, Report, Skipped, Values
@@ -50,12 +51,13 @@ def _run_modes(report: Report, at: Setting, net: Unet, modes: Modes, x: Tensor) 
         "eager fp32": (partial(_eager, at, net, modes, torch.float32), 0.0),
         "eager fp16": (partial(_eager, at, net, modes, torch.float16), 0.0),
         "eager fp16, CUDA graph": (partial(_graphed, at, net, modes, x), 0.0),
+        "own kernels fp16, CUDA graph": (partial(_own, at, net, modes), 60.0 if at.device.type == "cuda" else 0.0),
         "engine fp16, CUDA graph": (partial(_engine, at, net, modes, x), 60.0 if at.device.type == "cuda" else 0.0),
         "torch.compile fp16": (partial(_compiled, at, net, modes), compiling),
     }
     for name, (make, needs) in makers.items():
         row = f"batch {len(x)} {modes.norm_stats} {name}"
-        required = name.startswith("engine")
+        required = name.startswith(("engine", "own"))
         report.run(PART, f"{row}: check", partial(_check, make, x, wanted, ready, row), needs=needs, required=required)
     if ready:
         report.run(PART, f"batch {len(x)} {modes.norm_stats} timing", lambda: _time(report, at, x, ready))
@@ -97,6 +99,16 @@ def _eager(at: Setting, net: Unet, modes: Modes, dtype: torch.dtype) -> Translat
             return own(x.to(dtype), modes).float()
 
     return translate
+
+
+def _own(at: Setting, net: Unet, modes: Modes) -> Translate:
+    """The Triton engine."""
+    if at.device.type != "cuda":
+        raise Skipped("a CUDA graph needs a CUDA device")
+    try:
+        return TritonEngine(net, modes, at.device, "fp16").translate
+    except EnvironmentFailed as error:
+        raise Skipped(str(error)) from None
 
 
 def _compiled(at: Setting, net: Unet, modes: Modes) -> Translate:

@@ -2,6 +2,7 @@
 
 python -m bench.gpu_check                                   all parts, at most 8 minutes
 python -m bench.gpu_check --parts kernels,steps --budget 300
+python -m bench.gpu_check --parts convolutions --budget 1800    every candidate of every layer: compiling takes most
 python -m bench.gpu_check --device cpu --small              the harness itself, without a GPU (TRITON_INTERPRET=1)
 
 Results go into bench/results/<gpu>-<commit>.json as they come. Exit code: 0, 4 where something is wrong, 2 for a bad
@@ -17,7 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # shares of the budget
-PARTS = {"kernels": 0.27, "gradients": 0.07, "curves": 0.11, "layers": 0.09, "steps": 0.36, "engines": 0.10}
+PARTS = {
+    **{"kernels": 0.22, "gradients": 0.06, "curves": 0.09, "layers": 0.06, "convolutions": 0.2},
+    **{"steps": 0.28, "engines": 0.09},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fastpix2pix.device import resolve_device
     from fastpix2pix.errors import Fastpix2pixError
 
-    from . import engines, kernel_cases, layers, precompile, step_times, training_checks
+    from . import convolutions, engines, kernel_cases, layers, precompile, step_times, training_checks
     from .devices import Setting, facts, result_path, setting
     from .report import Report
 
@@ -50,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "gradients": training_checks.run_gradients,
         "curves": training_checks.run_curves,
         "layers": layers.run,
+        "convolutions": convolutions.run,
         "steps": step_times.run,
         "engines": engines.run,
     }

@@ -4,6 +4,7 @@ The step runs on fake tensors (shapes and dtypes, no memory). Every ATen call th
 bytes are those of its distinct tensor arguments and results. Triton launches count by the formulas beside the kernels.
 A convolution counts as one launch here and may be several in cuDNN; a fused optimiser call counts as one. The plain
 kernels are the Triton kernels' references: short, not fast; dropout's counter-based bits alone are most of their calls.
+Own convolutions are those of the static plans; fewer bytes and more launches are not yet less time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ STEPS = {
     "modules, bf16 autocast": {"step": "modules", "precision": "bf16"},
     "explicit, bf16, plain kernels": {"step": "explicit", "impl": "reference", "precision": "bf16"},
     "explicit, bf16, Triton kernels": {"step": "explicit", "impl": "triton", "precision": "bf16"},
+    "the same, own convolutions": {"step": "explicit", "impl": "triton", "precision": "bf16", "convolutions": "own"},
 }
 BATCHES = (1, 64)
 

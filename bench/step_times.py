@@ -44,6 +44,7 @@ class Entry:
     required: bool = False  # ours: an error is a failure
     nchw: bool = False
     triton: bool = False
+    own: bool = False  # with own convolutions
     state: State | None = None
 
 
@@ -60,9 +61,9 @@ def entries(at: Setting, batch: int) -> list[Entry]:
             raise Skipped("a CUDA graph needs a CUDA device")
         return kind(at.config(batch, **bf16, **options), device, backend)
 
-    def ours(impl: str, graph: str, **options: object) -> State:
+    def ours(impl: str, graph: str, own: bool = False, **options: object) -> State:
         try:
-            return explicit(at, batch, impl, graph, **options)
+            return explicit(at, batch, impl, graph, own, **options)
         except EnvironmentFailed as error:
             raise Skipped(str(error)) from None
 
@@ -74,6 +75,13 @@ def entries(at: Setting, batch: int) -> list[Entry]:
         Entry("explicit bf16 reference", partial(ours, "reference", "off"), required=True),
         Entry("explicit bf16 triton", partial(ours, "triton", "off"), required=True, triton=True),
         Entry("explicit bf16 triton graph", partial(ours, "triton", "on"), required=True, triton=True),
+        Entry(
+            "explicit bf16 own convolutions graph",
+            partial(ours, "triton", "on", True),
+            required=True,
+            triton=True,
+            own=True,
+        ),
         Entry("torch.compile bf16 nhwc", partial(compiled, CompiledStep), twin=False, needs=first),
         Entry(
             "torch.compile bf16 nhwc, whole-step graph", partial(compiled, CompiledGraphStep), twin=False, needs=again
@@ -83,7 +91,7 @@ def entries(at: Setting, batch: int) -> list[Entry]:
 
 def run(report: Report, at: Setting) -> None:
     """Check, then time, batch size by batch size."""
-    wrong = [row["row"] for row in report.failures() if _concerns_timing(row)]
+    wrong = [(row["row"], _of_own_convolutions(row)) for row in report.failures() if _concerns_timing(row)]
     first, *others = at.batches
     for batch in (first, *reversed(others)):  # the ends first: they have targets
         _run_batch(report, at, batch, wrong)
@@ -93,7 +101,13 @@ def run(report: Report, at: Setting) -> None:
 
 def _concerns_timing(row: Values) -> bool:
     """Whether a failed row makes the explicit step in bf16 doubtful."""
-    return {"kernels": "bfloat16", "gradients": "triton", "curves": "triton"}.get(row["part"], "\n") in row["row"]
+    where = {"kernels": "bfloat16", "gradients": "triton", "curves": "triton", "convolutions": "bf16"}
+    return where.get(row["part"], "\n") in row["row"]
+
+
+def _of_own_convolutions(row: Values) -> bool:
+    """Whether it says nothing about the step with the library's."""
+    return row["part"] == "convolutions" or "own convolutions" in row["row"]
 
 
 def _release(at: Setting) -> None:
@@ -103,15 +117,16 @@ def _release(at: Setting) -> None:
         torch.cuda.empty_cache()
 
 
-def _run_batch(report: Report, at: Setting, batch: int, wrong: list[str]) -> None:
+def _run_batch(report: Report, at: Setting, batch: int, wrong: list[tuple[str, bool]]) -> None:
     truth = Truth(at, batch)
     if not report.run(PART, f"batch {batch} fp32 and autocast to compare with", truth.find):
         return
     ready: dict[str, Entry] = {}
     for entry in entries(at, batch):
         row = f"batch {batch} {entry.name}"
-        if entry.triton and wrong:
-            report.add(PART, row, "skipped", f"not timed: {len(wrong)} checks failed, the first {wrong[0]}")
+        concerned = [text for text, own in wrong if entry.own or not own] if entry.triton else []
+        if concerned:
+            report.add(PART, row, "skipped", f"not timed: {len(concerned)} checks failed, the first {concerned[0]}")
         elif report.run(PART, f"{row}: check", partial(truth.check, entry), needs=entry.needs, required=entry.required):
             ready[row] = entry
     if not ready or not report.run(PART, f"batch {batch} timing", lambda: _time(report, at, batch, ready)):

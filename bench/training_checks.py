@@ -16,6 +16,7 @@ from torch import Tensor
 from fastpix2pix.kernels.dispatch import environment_reasons
 from fastpix2pix.training.explicit_step import ExplicitStep
 from fastpix2pix.training.module_step import ModuleStep
+from fastpix2pix.training.plans import static_plans
 from fastpix2pix.training.stages import How
 from fastpix2pix.training.state import LOSSES, State
 
@@ -45,13 +46,15 @@ def modules(at: Setting, batch: int, precision: str, **options: object) -> Modul
     return ModuleStep(at.config(batch, precision=precision, step="modules", **options), at.device)
 
 
-def explicit(at: Setting, batch: int, impl: str, graph: str = "off", **options: object) -> ExplicitStep:
-    """The explicit step, in bf16 unless `options` say otherwise."""
+def explicit(
+    at: Setting, batch: int, impl: str, graph: str = "off", own: bool = False, **options: object
+) -> ExplicitStep:
+    """The explicit step, in bf16 unless `options` say otherwise. own: its convolutions too, by the static plans."""
     if impl == "triton" and (reasons := environment_reasons(at.device.type)):
         raise Skipped("; ".join(reasons))
     chosen = {"precision": "bf16", "step": "explicit", "impl": impl, "graph": graph, **options}
     config = at.config(batch, **chosen)
-    return ExplicitStep(config, at.device, How(impl=impl))
+    return ExplicitStep(config, at.device, How(static_plans(config) if own else {}, impl))
 
 
 def relative(
@@ -68,11 +71,13 @@ def run_gradients(report: Report, at: Setting) -> None:
     """The two smaller batch sizes; at every size that is timed, `steps` checks the whole step again."""
     for batch in at.batches[:2]:
         for precision in ("fp32", "bf16"):
-            row = f"batch {batch} {precision} triton"
-            report.run("gradients", row, partial(gradients, at, batch, "triton", precision))
+            # own convolutions take long in the interpreter, which cuts bf16 off
+            for own in (False, True) if at.device.type == "cuda" or precision == "fp32" else (False,):
+                row = f"batch {batch} {precision} triton{' own convolutions' * own}"
+                report.run("gradients", row, partial(gradients, at, batch, "triton", precision, own))
 
 
-def gradients(at: Setting, batch: int, impl: str, precision: str) -> Values:
+def gradients(at: Setting, batch: int, impl: str, precision: str, own: bool = False) -> Values:
     """Losses and every parameter's gradient of one step at rate 0, without dropout, from the same weights."""
     ((x, y),) = synthetic_pairs(at.config(batch), 1, at.device)
     found: dict[str, dict[str, Tensor]] = {}
@@ -80,7 +85,7 @@ def gradients(at: Setting, batch: int, impl: str, precision: str) -> Values:
         for name, state in (
             ("exact", modules(at, batch, "fp32", dropout="none")),
             ("autocast", modules(at, batch, "bf16", dropout="none")),
-            ("explicit", explicit(at, batch, impl, precision=precision, dropout="none")),
+            ("explicit", explicit(at, batch, impl, own=own, precision=precision, dropout="none")),
         ):
             losses = state.step(x, y, 0, 0.0)
             found[name] = dict(zip(LOSSES, losses.clone(), strict=True)) | _gradients_of(state)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import Modes
 from ..device import resolve_precision
-from ..errors import EnvironmentFailed
+from ..errors import EnvironmentFailed, InputError
 from ..kernels.bias_act import bias_act
 from ..kernels.conv import conv, problem_of
-from ..kernels.conv_plan import LAZY_ROWS, TILE_ROWS, ConvPlan, Problem, conv_plan
+from ..kernels.conv_plan import LAZY_ROWS, TILE_ROWS, ConvPlan, Problem
 from ..kernels.dispatch import environment_reasons
 from ..kernels.finalise import finalise
 from ..kernels.geometry import Geometry, Map, Source
@@ -30,9 +30,20 @@ from ..kernels.rows import Tiles
 from ..model import Unet
 from ..model.layers import Block, ResizeConv
 from ..model.unet import check_modes
+from ..tuning.cache import PlanCache
+from ..tuning.products import measured_choice
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GRAPHS = 8  # shapes of a batch kept
+
+
+class _Vectors(NamedTuple):
+    """Of a normalisation that is not folded, [K] fp32 each."""
+
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    mean: Tensor | None = None  # running statistics
+    var: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +56,13 @@ class Layer:
     bias: Tensor | None  # [K] fp32
     activation: str
     norm: str  # none, image, or running where dropout stands between it and the activation
-    gamma: Tensor | None  # [K] fp32
-    beta: Tensor | None
-    mean: Tensor | None  # [K] fp32 running statistics
-    var: Tensor | None
+    vectors: _Vectors
     noise: Noise | None
+
+
+def not_supported_reasons(device: torch.device) -> list[str]:
+    """Why the kernels cannot run on a device here."""
+    return environment_reasons(device.type)
 
 
 class TritonEngine:
@@ -67,23 +80,24 @@ class TritonEngine:
         *,
         impl: str = "triton",
         graph: bool = True,  # capture on a GPU
-        choose: Callable[[Problem], ConvPlan] = conv_plan,
+        choose: Callable[[Problem], ConvPlan] | None = None,  # default: as `fastpix2pix tune` measured, else static
     ) -> None:
         check_modes(net.config, modes)
         self.device = device or torch.device("cpu")
-        if impl == "triton" and (reasons := environment_reasons(self.device.type)):
+        if impl == "triton" and (reasons := not_supported_reasons(self.device)):
             raise EnvironmentFailed(f"backend = triton cannot run: {'; '.join(reasons)}; use backend = torch")
         self.precision = resolve_precision(precision, self.device)
         self.modes = modes
         self.in_channels, self.out_channels = net.config.in_channels, net.config.out_channels
         self.multiple = net.config.multiple
         self._skips = net.config.kind == "unet"
-        self._dtype, self._impl, self._choose = _DTYPES[self.precision], impl, choose
+        self._dtype, self._impl = DTYPES[self.precision], impl
+        self._choose = choose or measured_choice(PlanCache(self.device), self.precision)
         self._counters = torch.tensor([modes.seed, int(modes.noise == "random"), 0], device=self.device)
         last = net.config.depth - 1
         self._down = [self._layer(b, "leaky" if i < last else "relu") for i, b in enumerate(_blocks(net.down))]
         self._up = [self._layer(b, "relu" if i < last else "tanh") for i, b in enumerate(_blocks(net.up))]
-        self._graph = graph and self.device.type == "cuda"
+        self._pool = torch.cuda.MemPool() if graph and self.device.type == "cuda" else None
         self._captured: dict[Map, _Captured] = {}
 
     @torch.no_grad()
@@ -92,17 +106,27 @@ class TritonEngine:
         batch: Tensor,  # [N, in_channels, H, W] float32 in [-1, 1], channels-last
         first: int = 0,  # running number of the first image
     ) -> Tensor:
-        """[N, out_channels, H, W] float32 in [-1, 1]."""
-        if self.modes.noise == "random":
-            self._counters[2].fill_(first)
-        n, c, h, w = batch.shape
-        rows = batch.permute(0, 2, 3, 1).reshape(-1, c)
-        size = Map(n, h, w)
-        if self._graph:
-            out = self._replayed(size, rows)
-        else:
-            out = self._forward(rows.to(self._dtype), size)
-        return out.float().view(n, h, w, -1).permute(0, 3, 1, 2)
+        """[N, out_channels, H, W] float32 in [-1, 1], channels-last."""
+        n, _, h, w = batch.shape
+        output = torch.empty(n, h, w, self.out_channels, device=self.device).permute(0, 3, 1, 2)
+        self._run(batch, output, first)
+        return output
+
+    @torch.no_grad()
+    def enqueue(
+        self,
+        input: Tensor,  # [N, in_channels, H, W] float32 in [-1, 1] on `device`, any memory format
+        output: Tensor,  # [N, out_channels, H, W] float32; written
+        stream: torch.cuda.Stream | None = None,
+        first: int = 0,  # running number of the first image
+    ) -> None:
+        """One call on the caller's buffers and stream.
+
+        Can be captured in a CUDA graph after it ran at the same size; the engine owns the memory between its layers, so
+        such graphs run one after the other, and `first` is part of them.
+        """
+        with torch.cuda.stream(stream):  # None: as it is
+            self._run(input, output, first)
 
     def describe(self) -> dict[str, Any]:
         """Backend, device (with the GPU's name) and precision."""
@@ -111,13 +135,42 @@ class TritonEngine:
             described["gpu"] = torch.cuda.get_device_name(self.device)
         return described
 
-    def _replayed(self, size: Map, rows: Tensor) -> Tensor:
-        """The graph of this shape, captured at its first use; the result is overwritten by the next replay."""
+    def _run(self, input: Tensor, output: Tensor, first: int) -> None:
+        self._check(input, output)
+        if self.modes.noise == "random":
+            self._counters[2].fill_(first)
+        n, _, h, w = input.shape
+        size = Map(n, h, w)
+        if self._pool is None:
+            y = self._forward(self._rows(input), size)
+        elif torch.cuda.is_current_stream_capturing():  # somebody else's graph: it records the kernels themselves
+            with torch.cuda.use_mem_pool(self._pool):
+                y = self._forward(self._rows(input), size)
+        else:
+            y = self._graph(size, input)(input)
+        output.copy_(y.view(n, h, w, -1).permute(0, 3, 1, 2))
+
+    def _check(self, input: Tensor, output: Tensor) -> None:
+        n, channels, *sides = input.shape
+        wanted = (n, self.out_channels, *sides)
+        if channels != self.in_channels or not sides or any(side < 1 or side % self.multiple for side in sides):
+            raise InputError(
+                f"input {list(input.shape)}: [N, {self.in_channels}, H, W] with multiples of {self.multiple} is taken"
+            )
+        if tuple(output.shape) != wanted:
+            raise InputError(f"output {list(output.shape)} for input {list(input.shape)}: {list(wanted)} is written")
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] float32 as rows [N * H * W, C] in the compute dtype."""
+        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).to(self._dtype)
+
+    def _graph(self, size: Map, input: Tensor) -> _Captured:
+        """The graph of this shape, captured at its first use."""
         if size not in self._captured:
             while len(self._captured) >= _GRAPHS:
                 del self._captured[next(iter(self._captured))]
-            self._captured[size] = _Captured(lambda x: self._forward(x, size), rows.to(self._dtype))
-        return self._captured[size](rows)
+            self._captured[size] = _Captured(lambda x: self._forward(x, size), self._rows(input))
+        return self._captured[size]
 
     def _forward(
         self,
@@ -141,6 +194,7 @@ class TritonEngine:
         if layer.enlarge:
             sources, size = [_enlarged(sources, size)], Map(size.images, 2 * size.height, 2 * size.width)
         geometry, gather = layer.geometry, layer.geometry.forward()
+        gamma, beta, mean, var = layer.vectors
         channels = gather.channels(tuple(layer.w.shape))[1]
         out = Map(size.images, geometry.output(size.height), geometry.output(size.width))
         y = sources[0].rows.new_empty(out.rows, channels)
@@ -162,7 +216,7 @@ class TritonEngine:
         if plain and product.partials is None:
             return Source(y), out
         if product.tiles is not None and layer.noise is None and per_image >= LAZY_ROWS:
-            scale = finalise(product.tiles, layer.gamma, layer.beta, rows=per_image, impl=self._impl)
+            scale = finalise(product.tiles, gamma, beta, rows=per_image, impl=self._impl)
             return Source(y, layer.activation, scale.scale, scale.shift), out
         z = torch.empty_like(y)
         outputs = [Output(z, layer.activation)]
@@ -171,10 +225,10 @@ class TritonEngine:
             return Source(z), out
         tiles, groups = product.tiles, size.images
         if layer.norm == "running":
-            assert layer.mean is not None and layer.var is not None
-            tiles, groups = Tiles(layer.mean[None, None], layer.var[None, None] * out.rows, out.rows), 1
+            assert mean is not None and var is not None
+            tiles, groups = Tiles(mean[None, None], var[None, None] * out.rows, out.rows), 1
         norm_act(
-            y, layer.gamma, layer.beta, outputs,
+            y, gamma, beta, outputs,
             groups=groups, images=size.images, noise=layer.noise, tiles=tiles, partials=product.partials,
             impl=self._impl,
         )  # fmt: skip
@@ -188,28 +242,26 @@ class TritonEngine:
         noise = None
         if block.dropout is not None and self.modes.noise != "off":
             noise = Noise(self._counters, block.dropout.block, self.modes.noise == "random")
-        kind, vectors = "none", (None,) * 4
+        kind, vectors = "none", _Vectors()
         if isinstance(norm, _BatchNorm):
-            vectors = tuple(
-                v.detach().to(self.device, torch.float32)
-                for v in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-            )
             kind = self.modes.norm_stats
+            given = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            gamma, beta, mean, var = (v.detach().to(self.device, torch.float32) for v in given if v is not None)
+            mean = mean if bias is None else mean - bias
+            vectors = _Vectors(gamma, beta, mean, var)
             if kind == "running" and noise is None:
-                gamma, beta, mean, var = vectors
                 scale = gamma * torch.rsqrt(var + norm.eps)
                 axis = 1 if isinstance(found, nn.ConvTranspose2d) else 0
                 w = w * scale.view([-1 if d == axis else 1 for d in range(4)])
-                bias = beta - mean * scale if bias is None else beta + (bias - mean) * scale
-                kind, vectors = "none", (None,) * 4
+                kind, vectors, bias = "none", _Vectors(), beta - mean * scale
         elif not isinstance(norm, nn.Identity):
             kind = "image"  # instance norm
-        if kind != "none" and bias is not None:
-            bias = None  # a normalisation takes it out again
+        if kind != "none":
+            bias = None  # its own statistics take it out again, and the running mean has it
         half = w.to(self._dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         stride, padding = found.stride[0], int(found.padding[0])
         geometry = Geometry(half.shape[2], stride, padding, isinstance(found, nn.ConvTranspose2d))
-        return Layer(half, geometry, isinstance(found, ResizeConv), bias, activation, kind, *vectors, noise)
+        return Layer(half, geometry, isinstance(found, ResizeConv), bias, activation, kind, vectors, noise)
 
 
 class _Captured:
@@ -227,7 +279,7 @@ class _Captured:
             self.y = function(self.x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.x.copy_(x)
+        self.x.copy_(x.permute(0, 2, 3, 1).reshape(self.x.shape))
         self.graph.replay()
         return self.y
 

@@ -37,7 +37,7 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 from bench.gpu_check import main
-from fastpix2pix.kernels import adam
+from fastpix2pix.kernels import adam, conv_wgrad
 
 folder = sys.argv[1]
 def check(name, *options):
@@ -48,6 +48,10 @@ right = adam._adam_triton
 adam._adam_triton = lambda p, m, v, g, half, lr, *rest: right(p, m, v, g, half, 2 * lr, *rest)
 codes["wrong"] = check("wrong", "--parts", "kernels,steps")
 codes["wrong_step"] = check("wrong_step", "--parts", "steps")
+adam._adam_triton = right
+computed = conv_wgrad._conv_wgrad_triton
+conv_wgrad._conv_wgrad_triton = lambda sources, g, dw, *rest: (computed(sources, g, dw, *rest), dw.mul_(1.01))
+codes["wrong_convolution"] = check("wrong_convolution", "--parts", "convolutions")
 json.dump(codes, open(f"{folder}/codes.json", "w"))
 """
 
@@ -58,7 +62,7 @@ def runs(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("gpu_check")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SCRIPT, str(folder)], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     codes = json.loads((folder / "codes.json").read_text())
@@ -80,8 +84,8 @@ def test_record_of_a_good_run(runs):
         assert set(row) == {"part", "row", "status", "reason", "seconds", "values"}
         assert row["status"] == "ok" or (row["status"] == "skipped" and row["reason"])
     skipped = [row["row"] for row in record["rows"] if row["status"] == "skipped"]
-    assert len([row for row in rows(record, "steps") if row["status"] == "skipped"]) == 2
-    assert len(skipped) == 2 + 2 * 2 and all("graph" in name for name in skipped), skipped
+    assert len([row for row in rows(record, "steps") if row["status"] == "skipped"]) == 3
+    assert len(skipped) == 3 + 2 * 3 and all("graph" in name for name in skipped), skipped
 
 
 def test_every_kernel_is_checked_in_every_type(runs):
@@ -94,13 +98,14 @@ def test_every_kernel_is_checked_in_every_type(runs):
 
 
 def test_every_parameter_has_its_gradient_compared(runs):
-    (fp32, bf16) = rows(runs["good"][1], "gradients")
+    (fp32, own, bf16) = rows(runs["good"][1], "gradients")
     config = setting(CPU, small=True).config(1)
     names = {f"generator.{name}" for name, _ in Unet(config.generator).named_parameters()}
     names |= {f"discriminator.{name}" for name, _ in PatchGAN(config.discriminator()).named_parameters()}
-    for row in (fp32, bf16):
+    for row in (fp32, own, bf16):
         assert set(row["values"]["explicit, autocast"]) == names | set(LOSSES)
-    assert max(error for error, _ in fp32["values"]["explicit, autocast"].values()) < FP32 / 10
+    for row in (fp32, own):
+        assert max(error for error, _ in row["values"]["explicit, autocast"].values()) < FP32 / 10
 
 
 def test_step_times(runs):
@@ -135,11 +140,33 @@ def test_wrong_kernel_fails_and_is_not_timed(runs):
     failed = [row for row in record["rows"] if row["status"] == "failed"]
     assert failed and all("adam" in row["row"] for row in failed)
     assert all("update is off by" in row["reason"] for row in failed)
-    (triton, graph) = rows(record, "steps", "triton")
-    for row in (triton, graph):
+    for row in (*rows(record, "steps", "triton"), *rows(record, "steps", "own convolutions")):
         assert row["status"] == "skipped" and "not timed: 2 checks failed" in row["reason"]
         assert "ms" not in row["values"]
     assert any("ms" in row["values"] for row in rows(record, "steps", "explicit bf16 reference"))
+
+
+def test_convolutions_are_checked_then_timed_beside_the_library(runs):
+    record = runs["good"][1]
+    checked = [row["row"].removesuffix(": check") for row in rows(record, "convolutions", ": check")]
+    timed = {row["row"]: row["values"] for row in rows(record, "convolutions") if "us" in row["values"]}
+    assert len(checked) > 8 and list(timed) == checked
+    assert {name.rsplit(" ", 1)[1] for name in timed} == {"forward", "dgrad", "wgrad"}
+    for values in timed.values():
+        assert all(us > 0 for us in values["us"].values()) and not values["not timed"]
+        assert len(values["us"]) == 1 or values["times_library"] > 0
+    assert any("best" in values for values in timed.values())
+
+
+def test_wrong_convolution_is_named_and_not_timed(runs):
+    code, record = runs["wrong_convolution"]
+    assert code == 4
+    failed = [row["row"] for row in record["rows"] if row["status"] == "failed"]
+    assert failed and all(row.endswith("wgrad: check") for row in failed)
+    for row in rows(record, "convolutions", "wgrad"):
+        if "us" in row["values"]:
+            assert list(row["values"]["us"]) == ["library"]
+            assert all("sum over rows is off" in reason for reason in row["values"]["not timed"].values())
 
 
 def test_step_finds_a_wrong_kernel_by_itself(runs):

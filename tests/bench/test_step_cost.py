@@ -20,6 +20,12 @@ def test_fused_step_launches_little_more_than_half(costs):
     assert fused.aten + fused.triton < 0.6 * modules.aten
 
 
+def test_own_convolutions_spare_bytes(costs):
+    own, library = costs["the same, own convolutions"], costs["explicit, bf16, Triton kernels"]
+    assert own.aten < 0.5 * library.aten and own.triton > library.triton
+    assert own.megabytes < 0.95 * library.megabytes
+
+
 def test_bytes_are_bounded_below_by_weights_and_optimiser(costs):
     parameters = 54_413_955 + 2_768_705
     for name, found in costs.items():
