@@ -74,7 +74,7 @@ class DeviceNetwork:
         return x[None], y[None]
 
 
-def not_supported_reasons(engine: Engine, options: Stream) -> list[str]:
+def not_supported_reasons(engine: Engine, options: Stream, streams: int = 1) -> list[str]:
     """Why frames cannot stay on the GPU between decoder and encoder."""
     reasons = []
     if native.CUDA is None:
@@ -87,13 +87,15 @@ def not_supported_reasons(engine: Engine, options: Stream) -> list[str]:
         reasons.append("the engine takes uint8 pixels")
     if options.steady or options.fit == "tile":
         reasons.append("steady and fit = tile work on the CPU's runtime")
+    if streams > 1 and not isinstance(engine, TorchEngine):
+        reasons.append(f"{streams} streams at once would share the memory between the engine's layers")
     return reasons
 
 
-def on_gpu(engine: Engine, options: Stream) -> bool:
+def on_gpu(engine: Engine, options: Stream, streams: int = 1) -> bool:
     """Whether the frame runtime is to be CUDA's. Raises InputError where that was asked for and cannot be."""
     if options.frames != "cuda":
         return False
-    if reasons := not_supported_reasons(engine, options):
+    if reasons := not_supported_reasons(engine, options, streams):
         raise InputError(f"frames = cuda: {'; '.join(reasons)}; use frames = auto or cpu")
     return True

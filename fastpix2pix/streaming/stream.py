@@ -86,7 +86,7 @@ def translate(
     engine = _for_video(g, say)
     check_channels(engine)
     _check_fit(engine, options)
-    on_gpu(engine, options)
+    on_gpu(engine, options, len(pairs))
     together = Together(Batches(engine), batch)
     panes, pipelines = [], []
     for source, sink in pairs:

@@ -114,7 +114,8 @@ def check_same_run(run: Path, record: dict[str, Any]) -> list[str]:
             f"{record['data']}: the {record['pairs']} pairs there are not the {before['pairs']} that the run in {run} "
             "was started with; resume needs the same pairs, or start a new run"
         )
-    changed = _differences(before["train"], record["train"])
+    was = dataclasses.asdict(from_record(Train, before["train"]))  # options that are newer than the run have defaults
+    changed = _differences(was, record["train"])
     if wrong := [f"{name} (was {old!r}, now {new!r})" for name, old, new in changed if name not in CHANGEABLE]:
         raise InputError(f"cannot change on resume: {', '.join(wrong)}; start a new run with another --out")
     return [f"changed on resume: {name} {old} -> {new}" for name, old, new in changed]

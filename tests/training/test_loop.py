@@ -165,6 +165,15 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, pairs, small):
     assert (tmp_path / "run" / "best.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_run_of_a_version_with_fewer_options_goes_on(tmp_path, pairs, small):
+    train(pairs, tmp_path / "run", **small, max_steps=2, quiet=True)
+    path = tmp_path / "run" / "config.json"
+    record = json.loads(path.read_text())
+    del record["train"]["convolutions"], record["train"]["tune_minutes"]
+    path.write_text(json.dumps(record))
+    assert train(pairs, tmp_path / "run", resume=True, quiet=True, max_steps=3).step == 3
+
+
 def test_resuming_with_nothing_left_to_do_in_the_middle_of_an_interval(tmp_path, pairs, small):
     train(pairs, tmp_path / "run", **small, epochs=4, checkpoint_steps=4, max_steps=5, quiet=True)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000005")
