@@ -7,11 +7,11 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from fastpix2pix.config import Modes, Train
@@ -20,6 +20,9 @@ from fastpix2pix.model.layers import MODULE_RULE
 from fastpix2pix.training.graph import GraphedBody
 from fastpix2pix.training.losses import gan_loss
 from fastpix2pix.training.module_step import ModuleStep
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class StandardStep(ModuleStep):
@@ -143,6 +146,8 @@ class PlainPairs(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         """(A, B), [3, crop, crop] fp32 in [-1, 1] each."""
+        from PIL import Image  # here, because make gpu-check does without it
+
         with Image.open(self.files[i]) as file:
             both = file.convert("RGB")
         width, height = both.size
@@ -151,6 +156,8 @@ class PlainPairs(torch.utils.data.Dataset):
         return self._tensor(a, top, left, flip), self._tensor(b, top, left, flip)
 
     def _tensor(self, image: Image.Image, top: int, left: int, flip: bool) -> Tensor:
+        from PIL import Image
+
         image = image.resize((self.load, self.load), Image.Resampling.BICUBIC)
         image = image.crop((left, top, left + self.crop, top + self.crop))
         if flip:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,10 +33,7 @@ STREAMS = 4
 
 def run(report: Report, at: Setting) -> None:
     """The extension is built first: what is in place may be for the CPU."""
-    if at.device.type != "cuda":
-        report.add(PART, "all", "skipped", "rates of the frame runtime need a CUDA GPU; of a CPU: bench.pixels")
-        return
-    if not report.run(PART, "extension built with CUDA", _build):
+    if not report.run(PART, "extension built with CUDA", partial(_build, at)):
         return
     for size in SIZES:
         name = "{}x{}".format(*size)
@@ -46,7 +45,9 @@ def run(report: Report, at: Setting) -> None:
     report.run(PART, "256x256, TritonEngine, drop-oldest", partial(streams, policy="drop-oldest"))
 
 
-def _build() -> Values:
+def _build(at: Setting) -> Values:
+    if at.device.type != "cuda":
+        raise Skipped("rates of the frame runtime need a CUDA GPU; bench.pixels has those of a CPU")
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "FASTPIX2PIX_CUDA": "on"}, capture_output=True, text=True
@@ -76,8 +77,6 @@ def rate(
     """Frames per second of all streams and latency of the first, after its frames were compared with another way."""
     from fastpix2pix.runtime.native import FrameRuntime, InputSpec, OutputSpec
     from fastpix2pix.streaming.device import DeviceNetwork
-
-    from .pixels import streamed
 
     height, width = size
     multiple = at.config(1).generator.multiple
@@ -116,6 +115,29 @@ def rate(
         "graph": graph,
         "frames": stats["frames"],
     }
+
+
+def streamed(
+    runtime: FrameRuntime,
+    source: np.ndarray,  # a frame, submitted by a thread of its own
+    back: np.ndarray,  # where results are collected
+    frames: int,
+) -> float:
+    """Seconds from the first frame in to the last one out."""
+
+    def submit() -> None:
+        for i in range(frames):
+            runtime.submit(source, i)
+        runtime.finish()
+
+    submitter = threading.Thread(target=submit)
+    start = time.perf_counter()
+    submitter.start()
+    while runtime.collect(back) is not None:
+        pass
+    seconds = time.perf_counter() - start
+    submitter.join()
+    return seconds
 
 
 def _compare(

@@ -20,7 +20,7 @@ from pathlib import Path
 # shares of the budget
 PARTS = {
     **{"kernels": 0.22, "gradients": 0.06, "curves": 0.09, "layers": 0.06, "convolutions": 0.2},
-    **{"steps": 0.28, "engines": 0.09},
+    **{"steps": 0.28, "engines": 0.09, "frames": 0.08, "tests": 0.12},
 }
 
 
@@ -33,7 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fastpix2pix.device import resolve_device
     from fastpix2pix.errors import Fastpix2pixError
 
-    from . import convolutions, engines, kernel_cases, layers, precompile, step_times, training_checks
+    from . import (
+        convolutions,
+        engines,
+        frame_rates,
+        gpu_tests,
+        kernel_cases,
+        layers,
+        precompile,
+        step_times,
+        training_checks,
+    )
     from .devices import Setting, facts, result_path, setting
     from .report import Report
 
@@ -57,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "convolutions": convolutions.run,
         "steps": step_times.run,
         "engines": engines.run,
+        "frames": frame_rates.run,
+        "tests": gpu_tests.run,
     }
     for part, run in runners.items():
         if part in options.parts:

@@ -10,8 +10,6 @@ so that a busy machine disturbs both sides alike.
 from __future__ import annotations
 
 import argparse
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from fastpix2pix.runtime.native import FrameRuntime, InputPlan, InputSpec, Outpu
 from fastpix2pix.runtime.pixel_spec import frame_planes, network_input
 
 from .devices import machine
+from .frame_rates import streamed
 from .report import Mismatch
 from .timing import Ratio, Run, Timing, interleaved
 
@@ -209,29 +208,6 @@ def frames_per_second(frames: int, threads: int = 1, device: str = "cpu") -> tup
     p99 = runtime.stats()["latency"]["total"]["p99_ms"]
     runtime.close()
     return frames / seconds, p99
-
-
-def streamed(
-    runtime: FrameRuntime,
-    source: Array,  # a frame, submitted by a thread of its own
-    back: Array,  # where results are collected
-    frames: int,
-) -> float:
-    """Seconds from the first frame in to the last one out."""
-
-    def submit() -> None:
-        for i in range(frames):
-            runtime.submit(source, i)
-        runtime.finish()
-
-    submitter = threading.Thread(target=submit)
-    start = time.perf_counter()
-    submitter.start()
-    while runtime.collect(back) is not None:
-        pass
-    seconds = time.perf_counter() - start
-    submitter.join()
-    return seconds
 
 
 def _frame(size: tuple[int, int]) -> NDArray[np.uint8]:
