@@ -113,7 +113,7 @@ def wgrad_candidates(geometry: Geometry, size: Map, kernel: tuple[int, ...]) -> 
 
 
 Shape = tuple[int, int, int, int, int]  # channels p, channels q or columns, rows, warps, stages
-FLAT: tuple[Shape, ...] = tuple((p, c, 32, 8 if p * c > 8192 else 4, 3) for p in (64, 128) for c in (16, 64, 128))
+FLAT: tuple[Shape, ...] = tuple((p, c, 32, 8 if p * c >= 8192 else 4, 3) for p in (64, 128) for c in (16, 64, 128))
 DEEP: tuple[Shape, ...] = ((64, 128, 16, 8, 2), (64, 128, 32, 8, 2))  # one or two steps, and a large gradient to store
 MIDDLE: Shape = (64, 64, 64, 4, 3)
 LARGE: tuple[Shape, ...] = ((128, 128, 32, 8, 3), (64, 128, 32, 8, 3))

@@ -106,8 +106,8 @@ def overflow_and_counters() -> list[Tensor]:
 
 def product(geometry: Geometry, inputs: int, splits: int = 1) -> list[Tensor]:
     """A forward product with statistics and what is made of them; the gradients of input and kernel."""
-    size, channels, options = Map(2, 8, 8), 40, {"impl": "triton"}
-    rows = 2 * geometry.output(8) ** 2
+    size, channels, options = Map(2, 4, 4), 40, {"impl": "triton"}
+    rows = 2 * geometry.output(4) ** 2
     shape = (inputs, channels) if geometry.transposed else (channels, inputs)
     w = normal(shape[0], geometry.kernel, geometry.kernel, shape[1], seed=1).permute(0, 3, 1, 2)
     x, g, y = Source(normal(size.rows, inputs), "relu"), normal(rows, channels, seed=2), torch.empty(rows, channels)
@@ -138,8 +138,8 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "adam, flat": lambda: optimiser((3 * BLOCK + 64,), (1,)),
     "adam, rows apart": lambda: optimiser((3, 2, BLOCK // 2), (2 * BLOCK, BLOCK, 1)),
     "overflow, counters": overflow_and_counters,
-    "convolution": lambda: product(Geometry(4, 2, 1), 40),
-    "transposed convolution, sums in parts": lambda: product(Geometry(4, 2, 1, True), 40, splits=2),
+    "convolution": lambda: product(Geometry(4, 2, 1), 20),
+    "transposed convolution, sums in parts": lambda: product(Geometry(4, 2, 1, True), 20, splits=2),
     "tiles and sums merged": merged,
 }
 
