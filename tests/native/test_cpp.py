@@ -1,10 +1,11 @@
-"""The programs of tests/cpp, as they are and under sanitizers (`make cpp-test`, `make sanitize`).
+"""The programs of tests/cpp, as they are and under sanitizers (`make cpp-test`, `make sanitize`); the CUDA half.
 
 The sanitizers take a minute or two and run when FASTPIX2PIX_SANITIZE=1. All are built in build/cpp-*, where a second
 run compiles only what has changed.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,3 +43,15 @@ def test_cpp(kind: str) -> None:
     run("cmake", "-S", ".", "-B", folder, "-G", "Ninja", "-DFASTPIX2PIX_TESTS=ON", *KINDS[kind])
     run("cmake", "--build", folder)
     print(run("ctest", "--test-dir", folder, "--output-on-failure", "--verbose"))
+
+
+def test_the_cuda_half_compiles() -> None:
+    """Without a GPU that is what can be known: no warning, and no register spilled."""
+    nvcc = shutil.which("nvcc", path=os.pathsep.join([PROGRAMS, "/usr/local/cuda/bin"]))
+    if nvcc is None:
+        pytest.skip("there is no nvcc")
+    options = [f"-DCMAKE_CUDA_COMPILER={nvcc}", "-DCMAKE_CUDA_ARCHITECTURES=80-real", "-DCMAKE_CUDA_FLAGS=-Xptxas=-v"]
+    run("cmake", "-S", ".", "-B", "build/cuda", "-G", "Ninja", "-DFASTPIX2PIX_CUDA=ON", *options)
+    said = run("cmake", "--build", "build/cuda", "--clean-first", "--verbose")
+    spilled = re.findall(r"(\d+) bytes spill stores", said)
+    assert spilled and set(spilled) == {"0"}
