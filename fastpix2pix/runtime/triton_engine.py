@@ -237,8 +237,8 @@ class TritonEngine:
     def _layer(self, block: Block, activation: str) -> Layer:
         """Fold what is constant: running statistics into kernel and bias, unless dropout follows them."""
         found, norm = block.conv, block.norm
-        w = found.weight.detach().to(self.device, torch.float32)
-        bias = None if found.bias is None else found.bias.detach().to(self.device, torch.float32)
+        w = found.weight.detach().to(self.device, torch.float32, copy=True)
+        bias = None if found.bias is None else found.bias.detach().to(self.device, torch.float32, copy=True)
         noise = None
         if block.dropout is not None and self.modes.noise != "off":
             noise = Noise(self._counters, block.dropout.block, self.modes.noise == "random")
@@ -246,7 +246,9 @@ class TritonEngine:
         if isinstance(norm, _BatchNorm):
             kind = self.modes.norm_stats
             given = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-            gamma, beta, mean, var = (v.detach().to(self.device, torch.float32) for v in given if v is not None)
+            gamma, beta, mean, var = (
+                v.detach().to(self.device, torch.float32, copy=True) for v in given if v is not None
+            )
             mean = mean if bias is None else mean - bias
             vectors = _Vectors(gamma, beta, mean, var)
             if kind == "running" and noise is None:

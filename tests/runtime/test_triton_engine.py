@@ -119,6 +119,11 @@ def split(problem: Problem) -> ConvPlan:
     return conv_plan(problem) if problem.flat else conv_plan(problem)._replace(tap_splits=1, channel_splits=2)
 
 
+def whole(problem: Problem) -> ConvPlan:
+    """No sum in parts: statistics come with it."""
+    return conv_plan(problem)._replace(tap_splits=1, channel_splits=1)
+
+
 def last(problem: Problem) -> ConvPlan:
     """Of the candidates."""
     return conv_candidates(problem)[-1]
@@ -136,7 +141,7 @@ def test_large_maps_are_normalised_by_their_readers():
     """Raw maps with tiles of statistics and no pass between the blocks; a wrong scale of one image would show."""
     net, x = network(dropout="none"), pictures(2, 64, 64)
     with recorded() as tape:
-        assert_as_right_as_torch(net, Modes(), "fp32", x, 0, "triton")
+        assert_as_right_as_torch(net, Modes(), "fp32", x, 0, "triton", choose=whole)
     kernels = [entry.kernel for entry in tape]
     assert kernels.count("_finalise_kernel") >= 3 and kernels.count("_conv_kernel") == 10
 
