@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Bytes of local memory a thread may have. With 8 warps ptxas gives up a few registers to keep two programs on one
-# multiprocessor; maxnreg = 255 takes these bytes back, and the second program with them. On A100, H100 and H200 there is
+# multiprocessor; maxnreg = 255 takes these bytes back, and the second program with them. A100, H100 and H200 have
 # none with the Triton that constraints.txt has.
 LOCAL, PINNED, STRICT = 48, "3.7.1", (80, 90)
 SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}  # shared memory a program may have, by compute capability
@@ -30,7 +30,7 @@ HEAD = """# What the kernels compile to
 
 Written by `python -m bench.compile_table --write` (and with `--triton DIR` for another version); no GPU is needed.
 A cell is registers per thread / bytes of shared memory per program; `16 | n` marks sizes known to be multiples of 16.
-Refused, and marked `!`: local memory (spilled registers) on sm_80 and sm_90 with Triton 3.7.1, above 48 bytes per thread
+Refused, and marked `!`: local memory (spilled registers) on sm_80 and sm_90 with Triton 3.7.1, above 48 bytes a thread
 elsewhere; or shared memory above what a program may have: {limits}.
 """
 
