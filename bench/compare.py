@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastpix2pix.tuning.numerics import excess
+
 from .report import Mismatch, Values
 
 GUARD = 256  # NaN elements on both sides of a poisoned array; keeps its address a multiple of 512 bytes in fp16
-SLACK = 32 * torch.finfo(torch.float32).eps  # of the largest value: sums in fp32 differ by their order
 
 
 class Poisoned:
@@ -37,24 +38,6 @@ class Poisoned:
         """Whether everything around the array is still NaN."""
         around = [self.flat[:GUARD], self.flat[-GUARD:], *([] if self.other is None else [self.other])]
         return all(bool(part.isnan().all()) for part in around)
-
-
-def excess(
-    fast: Tensor,
-    same: Tensor,  # plain torch in the types of `fast`
-    exact: Tensor,  # plain torch in float64
-    *,
-    total: bool = False,  # sums over many numbers: compared by the largest error, as they may cancel
-) -> float:
-    """Largest error as a share of the allowed one: up to 1 is right, NaN where `fast` has one."""
-    exact = exact.double()
-    plain, found = (same.double() - exact).abs(), (fast.double() - exact).abs()
-    largest = exact.abs().max()
-    allowed = 2 * (plain.max() if total else plain)
-    allowed = allowed + SLACK * largest + torch.finfo(torch.float32).smallest_normal
-    if fast.dtype.is_floating_point and fast.dtype.itemsize < 4:
-        allowed = allowed + torch.finfo(fast.dtype).eps * exact.abs() + torch.finfo(fast.dtype).smallest_normal
-    return float((found / allowed).max())
 
 
 def check(

@@ -20,6 +20,7 @@ from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.model import Unet, build_generator
 from fastpix2pix.runtime.triton_engine import TritonEngine
 
+from .baselines import graphed_translate
 from .devices import Setting, synthetic_pairs
 from .report import Mismatch, Report, Skipped, Values
 from .timing import WARM_UP, Timing, interleaved
@@ -126,23 +127,7 @@ def _graphed(at: Setting, net: Unet, modes: Modes, x: Tensor) -> Translate:
     """Half weights, captured once; the input is copied in, as an engine's is."""
     if at.device.type != "cuda":
         raise Skipped("a CUDA graph needs a CUDA device")
-    eager, given = _eager(at, net, modes, torch.float16), x.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            eager(given)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        y = eager(given)
-
-    def translate(x: Tensor) -> Tensor:
-        given.copy_(x)
-        graph.replay()
-        return y
-
-    return translate
+    return graphed_translate(_eager(at, net, modes, torch.float16), x)
 
 
 def _engine(at: Setting, net: Unet, modes: Modes, x: Tensor) -> Translate:

@@ -18,12 +18,13 @@ from torch import Tensor
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.training.graph import WARM_UP
 from fastpix2pix.training.state import State
+from fastpix2pix.tuning.numerics import exact_fp32
 
 from .baselines import CompiledGraphStep, CompiledStep, StandardStep
 from .devices import Pair, Setting, synthetic_pairs
 from .report import Mismatch, Report, Skipped, Values
 from .timing import Run, Timing, interleaved
-from .training_checks import exact_fp32, explicit, modules, relative
+from .training_checks import explicit, modules, relative
 
 PART = "steps"
 CHECKED = WARM_UP + 2  # steps: the last two of a graphed one are replays

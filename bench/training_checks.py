@@ -6,8 +6,7 @@ What counts as right is set by the same run: the plain step under bf16 autocast 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,6 +18,7 @@ from fastpix2pix.training.module_step import ModuleStep
 from fastpix2pix.training.plans import static_plans
 from fastpix2pix.training.stages import How
 from fastpix2pix.training.state import LOSSES, State
+from fastpix2pix.tuning.numerics import exact_fp32
 
 from .devices import Pair, Setting, synthetic_pairs
 from .report import Mismatch, Report, Skipped, Values
@@ -28,17 +28,6 @@ FLOOR = 0.01  # relative error that bf16 may have where autocast is right by cha
 LARGEST = 0.95  # a gradient that is not written at all is off by 1
 FP32 = 5e-3  # relative error allowed in fp32, where only the order of sums and cuDNN's algorithms differ
 SAME_CURVE = 1.15  # final L1 of two runs: at most this ratio apart, either way
-
-
-@contextmanager
-def exact_fp32() -> Iterator[None]:
-    """fp32 convolutions without TF32; there are no other products."""
-    old = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = old
 
 
 def modules(at: Setting, batch: int, precision: str, **options: object) -> ModuleStep:

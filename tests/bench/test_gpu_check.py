@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.compare import Poisoned, excess
+from bench.compare import Poisoned
 from bench.devices import result_path, setting, synthetic_pairs
 from bench.gpu_check import PARTS, _parts
 from bench.precompile import share
@@ -22,6 +22,7 @@ from fastpix2pix.model import PatchGAN, Unet
 from fastpix2pix.model.unet import macs
 from fastpix2pix.training.layers import discriminator_layers, generator_layers
 from fastpix2pix.training.state import LOSSES
+from fastpix2pix.tuning.numerics import excess
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
