@@ -2,7 +2,7 @@
 
 python -m bench.gate save                            measure, and keep the ratios of this machine and device
 python -m bench.gate compare                         measure again; exit code 4 where something became slower
-python -m bench.gate compare --only 'kernels/*' --plant 'kernels/adam *=2'    a slow-down that must be found
+python -m bench.gate compare --only 'kernels/*' --plant 'kernels/l1_tanh_loss *=2'    a slow-down that must be found
 
 Limits and their reasons are in bench/thresholds.toml. Exit codes: 0, 4 where a ratio is over its limit or a comparison
 computes something else, 2 for a bad option, 3 where the suites cannot run. `make` turns any of them into its own 2.
@@ -27,6 +27,9 @@ from .devices import ROOT
 
 THRESHOLDS = Path(__file__).with_name("thresholds.toml")
 STORAGE = ROOT / ".benchmarks"
+# glibc then keeps what is freed: else a large temporary is mapped anew or not, and the same work takes once or twice as
+# long from process to process
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 Rows = dict[str, dict[str, Any]]  # what -> extra_info of the suite
 
 
@@ -103,10 +106,9 @@ def run_suites(only: Sequence[str], plant: str, device: str, extra: Sequence[str
         record = Path(folder) / "record.json"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-enable", "-rN"]
         command += ["--benchmark-quiet", "--tb=short", f"--benchmark-json={record}", *extra, "bench/suites"]
-        environment = os.environ | {"FASTPIX2PIX_BENCH_ONLY": "\n".join(only), "FASTPIX2PIX_BENCH_DEVICE": device}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment | {"FASTPIX2PIX_BENCH_PLANT": plant}, text=True, capture_output=True
-        )
+        chosen = {"ONLY": "\n".join(only), "DEVICE": device, "PLANT": plant}
+        environment = os.environ | _MEMORY | {f"FASTPIX2PIX_BENCH_{name}": value for name, value in chosen.items()}
+        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
         if done.returncode:
             raise Failed(f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}")
         return json.loads(record.read_text(encoding="utf-8"))
@@ -186,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--retries", type=int, help="instead of those in thresholds.toml")
     options = parser.parse_args(arguments)
     if options.plant and not re.fullmatch(r".+=[1-9]\d*", options.plant):
-        parser.error(f"--plant {options.plant}: give PATTERN=TIMES, 'kernels/adam *=2'")
+        parser.error(f"--plant {options.plant}: give PATTERN=TIMES, 'kernels/l1_tanh_loss *=2'")
     from fastpix2pix.device import resolve_device
     from fastpix2pix.errors import Fastpix2pixError
 

@@ -1,6 +1,6 @@
 """Proof of the gate: so many runs with a planted slow-down, which must fail, and so many without, which must pass.
 
-python -m bench.prove --runs 5 --plant 'kernels/adam *=2'     saves first, then compares
+python -m bench.prove --runs 5 --plant 'kernels/l1_tanh_loss *=2'     saves first, then compares
 
 Exit code 0 where every run went as it must, else 4.
 """
@@ -20,7 +20,7 @@ from . import gate
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.prove", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--runs", type=int, default=5, help="of each kind")
-    parser.add_argument("--plant", default="kernels/adam *=2", help="'PATTERN=TIMES'")
+    parser.add_argument("--plant", default="kernels/l1_tanh_loss *=2", help="'PATTERN=TIMES'")
     parser.add_argument("--only", action="append", help="pattern of the comparisons; all by default")
     options = parser.parse_args(arguments)
     only = [part for pattern in options.only or [] for part in ("--only", pattern)]
