@@ -231,13 +231,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     height, width = (int(side) for side in options.size.split("x"))
     print(f"{machine()}, torch {torch.__version__}, numpy {np.__version__}; frames of {height}x{width}")
-    for threads in (int(n) for n in options.threads.split(",")):
-        torch.set_num_threads(threads)
-        header = (f"{threads} thread(s)", "ours", "numpy / ours", "torch / ours", "its fastest form")
-        print("{:32s} {:>11s}  {:20s} {:20s} {}".format(*header))
-        for case in cases((height, width), threads):
-            check(case)
-            print(measure(case, options.rounds), flush=True)
+    before = torch.get_num_threads()
+    try:
+        for threads in (int(n) for n in options.threads.split(",")):
+            torch.set_num_threads(threads)
+            header = (f"{threads} thread(s)", "ours", "numpy / ours", "torch / ours", "its fastest form")
+            print("{:32s} {:>11s}  {:20s} {:20s} {}".format(*header))
+            for case in cases((height, width), threads):
+                check(case)
+                print(measure(case, options.rounds), flush=True)
+    finally:
+        torch.set_num_threads(before)
     ways: dict[str, dict[str, Any]] = {f"{threads} thread(s) for pixels": {"threads": threads} for threads in (1, 2)}
     if native.CUDA and torch.cuda.is_available():
         ways[torch.cuda.get_device_name()] = {"device": "cuda"}

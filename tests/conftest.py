@@ -1,6 +1,7 @@
 """Fixtures and marks shared by the suite."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,16 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRE_GPU = os.environ.get("FASTPIX2PIX_REQUIRE_GPU") == "1"
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The number of torch's threads is part of what makes training the same bits twice: no test may change it."""
+    before = torch.get_num_threads()
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before, f"left torch with {after} threads instead of {before}"
 
 
 @pytest.fixture(scope="session")
