@@ -18,7 +18,7 @@ from .report import Mismatch, Skipped, Values
 from .roofline import Device
 from .timing import Ratio, Run, Timing, interleaved, sample_ms
 
-SECONDS = 6.0  # of timing, about, for a comparison
+SECONDS = 5.0  # of timing, about, for a comparison
 PARTS = BENCH_PARTS
 Make = Callable[[], Run]  # builds one way and proves it right: Mismatch where it is not, Skipped where it cannot be had
 
