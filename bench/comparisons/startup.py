@@ -19,17 +19,12 @@ BARE = "bare interpreter"
 
 
 def comparisons(at: Setting) -> Iterator[Comparison]:
-    """Help and imports against what is not ours in them: the interpreter, and torch."""
+    """Against what is not ours in it: the interpreter."""
     bare = _process("pass")
     yield Comparison("startup", "fastpix2pix --help", {"ours": _help, BARE: bare}, "ours", BARE)
     yield Comparison(
         "startup", "import fastpix2pix", {"ours": _process("import fastpix2pix"), BARE: bare}, "ours", BARE
     )
-    if at.scale == "short":  # importing torch takes seconds
-        return
-    training = _process("import fastpix2pix.training.loop")
-    ways = {"ours": training, "import torch": _process("import torch")}
-    yield Comparison("startup", "import fastpix2pix.training.loop", ways, "ours", "import torch")
 
 
 def _environment() -> dict[str, str]:
