@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpix2pix.config import train_config
@@ -47,6 +48,11 @@ def batches(config, count: int) -> list[tuple[Tensor, Tensor]]:
     ]  # fmt: skip
 
 
+def rounding_noise(net: Module) -> float:
+    """What is computed for a gradient that is zero, as that of a bias in front of an instance normalisation."""
+    return 4e-6 * max(p.grad.abs().max().item() for p in net.parameters())
+
+
 @pytest.mark.parametrize("options", CASES, ids=str)
 def test_equals_the_plain_step(options):
     explicit = make(**options)
@@ -60,12 +66,12 @@ def test_equals_the_plain_step(options):
             assert b is None
             continue
         arena = explicit.arena_g if a is explicit.generator else explicit.arena_d
+        noise = rounding_noise(b)
         for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
             size = q.grad.abs()
-            clear = size > 1e-2 * size.max()
-            if clear.any() and size.max() > 1e-6:
-                torch.testing.assert_close(arena.gradients[name][clear], q.grad[clear], rtol=2e-2, atol=1e-6)
-                torch.testing.assert_close(p[clear], q[clear], rtol=1e-2, atol=3e-4)
+            clear = size > max(1e-2 * size.max().item(), noise)
+            torch.testing.assert_close(arena.gradients[name][clear], q.grad[clear], rtol=2e-2, atol=noise, msg=name)
+            torch.testing.assert_close(p[clear], q[clear], rtol=1e-2, atol=3e-4, msg=name)
         for (name, p), q in zip(a.named_buffers(), b.buffers(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4, msg=name)
 
@@ -78,8 +84,9 @@ def test_first_gradients_equal_autograd(options):
     explicit.step(x, y, 0, 0.0)
     plain.step(x, y, 0, 0.0)
     for arena, net in ((explicit.arena_g, plain.generator), (explicit.arena_d, plain.discriminator)):
+        noise = rounding_noise(net)
         for name, p in net.named_parameters():
-            atol = 1e-4 * p.grad.abs().max().item() + 1e-6
+            atol = 1e-4 * p.grad.abs().max().item() + noise
             torch.testing.assert_close(arena.gradients[name], p.grad, rtol=1e-3, atol=atol, msg=name)
 
 
