@@ -1,6 +1,7 @@
 # `make demo` and `make test` need nothing but Python 3.11 to 3.13: they make the environment themselves.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -10,8 +11,8 @@ demo: $(READY)  ## paint data, train a few minutes, evaluate, translate; picture
 	rm -rf demo
 	$(BIN)/fastpix2pix demo --out demo
 
-test: $(READY)  ## the whole test suite
-	$(BIN)/pytest
+test: $(READY)  ## the whole test suite, in JOBS processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .

@@ -115,7 +115,7 @@ def _times(at: Setting, trials: Mapping[str, Trial], names: list[str], wrong: Ve
     values["not timed"] |= {way: ms for way, ms in found.items() if isinstance(ms, str)}
     if own and "library" in us:
         best = min(own, key=lambda way: own[way])
-        values |= {"best": best, "times_library": round(us["library"] / max(own[best], 1e-3), 3)}
+        values |= {"best": best, "times_library": float(f"{us['library'] / max(own[best], 1e-3):.3g}")}
     return values if floor is None else values | {"floor_us": round(floor, 3)}
 
 

@@ -15,6 +15,12 @@ from fastpix2pix.device import resolve_device
 LIMITS = Limits.read()
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch) -> None:
+    """pytest-benchmark measures nothing in a process that it takes for one of several."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 def row(median: float, low: float | None = None, high: float | None = None) -> dict:
     ratio = {"median": median, "low": low or median, "high": high or median}
     return {"what": "", "ratio": ratio, "ours_ms": median, "baseline_ms": 1.0, "floor_ms": None}
