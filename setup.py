@@ -52,6 +52,8 @@ class CMakeBuild(build_ext):
             "CMAKE_BUILD_TYPE": "Release",
             "FASTPIX2PIX_PYTHON": "ON",
             "FASTPIX2PIX_CUDA": "ON" if nvcc else "OFF",
+            # a compiler that knows more warnings than ours must not keep anybody from installing
+            "FASTPIX2PIX_WERROR": "ON" if os.environ.get("FASTPIX2PIX_REQUIRE_NATIVE") == "1" else "OFF",
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }

@@ -2,6 +2,7 @@
 // that knows both Python and the core. Types are in fastpix2pix/_native.pyi.
 #include <pybind11/stl.h>
 
+#include <mutex>
 #include <set>
 
 #include "arguments.hpp"
@@ -185,6 +186,14 @@ class PyRuntime {
     if (!engine.is_none() && kind == "graph") options.graph_of_slot = graph_engine(engine);
     ordinal_ = options.device;
     CudaBackendInfo info;
+    // One after the other: a capture breaks where another thread waits for the whole device, as torch does before its
+    // own captures. Whoever waits for the lock must not keep the GIL from the one who has it.
+    static std::mutex alone;
+    std::unique_lock lock(alone, std::defer_lock);
+    {
+      py::gil_scoped_release release;
+      lock.lock();
+    }
     const CollectorOff off;
     auto backend = make_cuda_backend(input, output, std::move(options), info);
     graph_ = info.graph;

@@ -78,13 +78,6 @@ class CudaBackend final : public Backend {
     info.producer_stream = reinterpret_cast<std::uintptr_t>(producer_.get());
   }
 
-  // Frames may be in flight: nothing they use goes before they are through.
-  ~CudaBackend() override {
-    for (const CudaStream* stream : {&producer_, &upload_, &compute_, &download_}) {
-      static_cast<void>(cudaStreamSynchronize(stream->get()));
-    }
-  }
-
   Planes staging(int slot) override { return packed_planes(source_, at(slot).staging.get()); }
   ConstPlanes result(int slot) override { return as_const(packed_planes(target_, at(slot).result.get())); }
 
@@ -251,6 +244,16 @@ class CudaBackend final : public Backend {
   CudaOutputPlan output_;
   CudaStream producer_ = make_stream(), upload_ = make_stream(), compute_ = make_stream(), download_ = make_stream();
   std::vector<Slot> slots_;
+  // Frames may be in flight, or the engine's first calls where the constructor throws: nothing that they use goes
+  // before they are through.
+  struct Drain {
+    const CudaBackend& backend;
+    ~Drain() {
+      for (const auto* stream : {&backend.producer_, &backend.upload_, &backend.compute_, &backend.download_}) {
+        static_cast<void>(cudaStreamSynchronize(stream->get()));
+      }
+    }
+  } drain_{*this};
 };
 
 }  // namespace

@@ -97,7 +97,10 @@ class TritonEngine:
         last = net.config.depth - 1
         self._down = [self._layer(b, "leaky" if i < last else "relu") for i, b in enumerate(_blocks(net.down))]
         self._up = [self._layer(b, "relu" if i < last else "tanh") for i, b in enumerate(_blocks(net.up))]
-        self._pool = torch.cuda.MemPool() if graph and self.device.type == "cuda" else None
+        self._pool = None
+        if graph and self.device.type == "cuda":
+            with torch.cuda.device(self.device):  # a pool is of the current one
+                self._pool = torch.cuda.MemPool()
         self._captured: dict[Map, _Captured] = {}
 
     @torch.no_grad()
@@ -271,17 +274,20 @@ class _Captured:
 
     def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self.x = x.clone()
-        stream = torch.cuda.Stream(x.device)
-        stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):  # compiles every kernel
-            function(self.x)
-        torch.cuda.current_stream(x.device).wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.y = function(self.x)
+        with torch.cuda.device(x.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # compiles every kernel
+                function(self.x)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            # torch's own stream for captures is of the device that was the first
+            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+                self.y = function(self.x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.x.copy_(x.permute(0, 2, 3, 1).reshape(self.x.shape))
+        pixels = x.permute(0, 2, 3, 1)
+        self.x.view(pixels.shape).copy_(pixels)
         self.graph.replay()
         return self.y
 

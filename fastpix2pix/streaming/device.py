@@ -11,6 +11,7 @@ from ..config import Stream
 from ..errors import InputError
 from ..runtime import native
 from ..runtime.engine import Engine, TorchEngine
+from ..runtime.triton_engine import TritonEngine
 
 
 class _Memory:
@@ -25,16 +26,17 @@ class DeviceNetwork:
 
     `engine` and `options` are the runtime's arguments. Engines that own all their memory are called, and captured by
     the runtime where that can be. PyTorch's takes memory from a cache that others share, so each slot gets a graph of
-    its own here, which keeps what it needs. New noise for every picture cannot be in a graph. PyTorch's engine takes
+    its own here, which keeps what it needs. New noise for every picture cannot be in a graph. Engines of our own take
     pictures channels-last as they lie, the others [3, H, W].
     """
 
     def __init__(self, engine: Engine, height: int, width: int) -> None:
         torch_s = isinstance(engine, TorchEngine)
-        self.layout = "nhwc" if torch_s else "nchw"
-        self._shape = (height, width, 3) if torch_s else (3, height, width)
+        self.layout = "nhwc" if torch_s or isinstance(engine, TritonEngine) else "nchw"
+        self._shape = (height, width, 3) if self.layout == "nhwc" else (3, height, width)
         self._engine, self._count = engine, 0
         self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # of the slots
         random = engine.modes.noise == "random"
         own_graph = torch_s and not random
         self.engine: Callable[..., int | None] = self._graph if own_graph else self._call
@@ -66,12 +68,14 @@ class DeviceNetwork:
         return graph.raw_cuda_graph()
 
     def _tensors(self, input: int, output: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[1, 3, H, W] each."""
-        device = self._engine.device
-        x, y = (torch.as_tensor(_Memory(address, self._shape), device=device) for address in (input, output))
-        if self.layout == "nhwc":
-            x, y = x.permute(2, 0, 1), y.permute(2, 0, 1)
-        return x[None], y[None]
+        """[1, 3, H, W] each. They are made once: not in a capture, and not for every picture."""
+        if (input, output) not in self._known:
+            device = self._engine.device
+            x, y = (torch.as_tensor(_Memory(address, self._shape), device=device) for address in (input, output))
+            if self.layout == "nhwc":
+                x, y = x.permute(2, 0, 1), y.permute(2, 0, 1)
+            self._known[input, output] = x[None], y[None]
+        return self._known[input, output]
 
 
 def not_supported_reasons(engine: Engine, options: Stream, streams: int = 1) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import av
 import av.error
+import torch
 from av.codec.hwaccel import HWAccel
 
 from ..config import Stream
@@ -26,19 +28,42 @@ class Stopped(Exception):
 
 
 def open_input(
-    address: str, kind: Kind, options: Stream, hardware: bool, stop: Callable[[], bool]
+    address: str, kind: Kind, options: Stream, hardware: bool, stop: Callable[[], bool], device: str = "cuda"
 ) -> tuple[Any, bool]:  # the container, and whether it decodes in hardware
     """Open a file, camera, URL or stdin. Raises InputError, EnvironmentFailed for networks."""
     if hardware:
         try:
             stays = options.frames == "cuda" and options.preview is None  # the preview looks at frames on the CPU
-            accelerator = HWAccel("cuda", allow_software_fallback=True, is_hw_owned=stays)
-            return _open(address, kind, options, accelerator, stop), True
-        except (PermissionError, NotImplementedError) as error:  # PyAV's way to say that there is no CUDA
+            return _open(address, kind, options, _accelerator(stays, device), stop), True
+        except (OSError, NotImplementedError) as error:
+            if not _no_hardware(error):
+                raise
             if options.hwaccel == "cuda":
                 what = getattr(error, "strerror", None) or error
                 raise EnvironmentFailed(f"hwaccel = cuda: {what}; use hwaccel = auto or none") from None
     return _open(address, kind, options, None, stop), False
+
+
+def _accelerator(stays: bool, device: str) -> HWAccel:
+    """NVDEC; its pictures stay where they are, or come to the CPU.
+
+    Those that stay have to lie in torch's CUDA context. FFmpeg does not take the primary context where torch had it
+    first, with other flags; it takes the one that is current in this thread, which the tensor makes torch's.
+    """
+    if not (stays and torch.cuda.is_available()):
+        return HWAccel("cuda", allow_software_fallback=True, is_hw_owned=stays)
+    index = torch.device(device).index
+    where = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+    torch.cuda.set_device(where)
+    torch.zeros(1, device=where)
+    context: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
+    return HWAccel("cuda", str(where.index), allow_software_fallback=True, options=context, is_hw_owned=True)
+
+
+def _no_hardware(error: Exception) -> bool:
+    """PyAV's ways to say that there is no CUDA, or none that it can use."""
+    unsupported = isinstance(error, OSError) and error.errno == errno.EOPNOTSUPP
+    return unsupported or isinstance(error, PermissionError | NotImplementedError)
 
 
 def _open(address: str, kind: Kind, options: Stream, hwaccel: HWAccel | None, stop: Callable[[], bool]) -> Any:
@@ -60,7 +85,7 @@ def _open(address: str, kind: Kind, options: Stream, hwaccel: HWAccel | None, st
     try:
         return av.open(file, **given)
     except av.error.FFmpegError as error:
-        if hwaccel is not None and isinstance(error, PermissionError | NotImplementedError):
+        if hwaccel is not None and _no_hardware(error):
             raise
         raise _failure(error, address, kind, options) from None
 

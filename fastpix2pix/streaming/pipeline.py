@@ -26,6 +26,7 @@ from .sources import Sound, Source
 from .timing import Timing
 
 _SLOTS, _DEPTH = 4, 1  # pictures inside the runtime, offline
+_GPU_DEPTH = 3  # offline on a GPU: one going up, one in the network, one coming down
 _LIVE_SLOTS = 2  # one in work, one waiting: a queue of 1
 _LONG = 20.0  # seconds of work that are announced
 _BEAT = 0.2  # seconds between two looks at whether to stop
@@ -129,10 +130,11 @@ class Pipeline:
     def _make_runtime(self, media: Media, geometry: Geometry, out: Media) -> FrameRuntime:
         network: Any = self._network
         options: dict[str, Any] = {}
-        layout = "nhwc"
+        layout, depth = "nhwc", _DEPTH
         if on_gpu(self._engine, self._options):
             on_device = DeviceNetwork(self._engine, *geometry.network)
             network, options, layout = on_device.engine, on_device.options, on_device.layout
+            depth = _DEPTH if self._options.live else _GPU_DEPTH
         colour: Any = {"matrix": media.colour.matrix, "range": media.colour.range, "layout": layout}
         size = (media.height, media.width)
         return FrameRuntime(
@@ -141,7 +143,7 @@ class Pipeline:
             network,
             **options,
             slots=_LIVE_SLOTS if self._options.live else _SLOTS,
-            depth=_DEPTH,
+            depth=depth,
             policy="drop-oldest" if self._options.live else "block",
         )
 

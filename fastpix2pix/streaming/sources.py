@@ -95,6 +95,7 @@ class FFmpegSource:
         self.kind = source_kind(address)
         self.live = self.kind in ("camera", "url", "pipe")
         self.broken = self.reconnects = 0
+        self._device = device if device.startswith("cuda") else "cuda"
         self._hwaccel = options.hwaccel != "none" and (options.hwaccel == "cuda" or device.startswith("cuda"))
         self._container: Any = None
         self._held: list[Picture | Sound] = []
@@ -134,7 +135,9 @@ class FFmpegSource:
     # ---- opening
 
     def _connect(self) -> None:
-        self._container, hardware = open_input(self._address, self.kind, self._options, self._hwaccel, self._stop)
+        self._container, hardware = open_input(
+            self._address, self.kind, self._options, self._hwaccel, self._stop, self._device
+        )
         if self._hwaccel and not hardware:
             say("decoding on the CPU: NVDEC could not be started")
         self._hwaccel = hardware

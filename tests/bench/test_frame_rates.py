@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench import frame_rates, gpu_tests
+from bench import engines, frame_rates, gpu_tests
 from bench.devices import setting
 from bench.report import Mismatch, Report, Skipped
+from fastpix2pix.runtime.engine import TorchEngine
+from fastpix2pix.runtime.native import FrameRuntime, InputSpec, OutputSpec
+from fastpix2pix.streaming.network import Network
 
 AT = setting(torch.device("cpu"), True)
 
@@ -29,7 +32,39 @@ def test_a_wrong_frame_is_named():
 
     source = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(Mismatch, match="off by 4 levels"):
-        frame_rates._compare(None, Wrong(), source, np.empty_like(source), (8, 8))
+        frame_rates._compare(Wrong(), source, np.empty_like(source), source, 2)
+
+
+def test_what_frames_are_compared_with_is_what_the_runtime_makes_of_them():
+    size, multiple = (40, 56), 32
+    network = -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+    engine = frame_rates._engine(AT, frame_rates._network(AT), TorchEngine, "fp32")
+    assert engine.multiple == multiple
+    source = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    wanted = frame_rates._translated(engine, source, network)
+    assert wanted.std() > 5, "not gray"
+    runtime = FrameRuntime(
+        InputSpec("rgb", size, network, layout="nhwc", place=(0, 0, *size)),
+        OutputSpec("rgb", size, network, layout="nhwc", region=(0, 0, *size)),
+        Network(engine.translate, 3),
+    )
+    assert frame_rates._compare(runtime, source, np.empty_like(source), wanted, 1) <= 1
+
+
+def test_kernels_of_the_engines_can_be_compiled_ahead():
+    found = list(engines.kernel_launches(AT))
+    assert {launch.kernel for launch in found} >= {"_conv_kernel", "_bias_act_fwd_kernel", "_norm_act_fwd_kernel"}
+    assert {launch.function.fn.__name__ for launch in found} == {launch.kernel for launch in found}
+
+
+def test_where_a_test_hangs_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_tests, "LEAST", 6.0)
+    file = tmp_path / "test_it.py"
+    file.write_text("import pytest, time\n@pytest.mark.gpu\ndef test_it():\n    time.sleep(60)\n")
+    monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
+    report = Report(tmp_path / "r.json", {"commit": "x"}, 0, {"tests": 1})
+    with pytest.raises(Skipped, match=r'not through after 6 s; File ".*test_it.py", line 4 in test_it'):
+        gpu_tests._passed(file, AT._replace(device=torch.device("cuda")), report)
 
 
 def test_without_a_gpu_both_parts_say_so(tmp_path):

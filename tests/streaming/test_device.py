@@ -1,16 +1,30 @@
 """Frames that stay on the GPU."""
 
+import errno
+from functools import partial
+
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fastpix2pix.config import Infer, Stream
-from fastpix2pix.errors import InputError
+from fastpix2pix.config import Generator, Infer, Modes, Stream
+from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.model import build_generator
+from fastpix2pix.runtime.engine import TorchEngine
 from fastpix2pix.runtime.load import load
+from fastpix2pix.runtime.triton_engine import TritonEngine
+from fastpix2pix.streaming.device import DeviceNetwork
+from fastpix2pix.streaming.opening import _accelerator, open_input
 from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import make_video
+
+
+class OfAnotherLibrary:
+    def __init__(self, net, modes):
+        self.modes, self.device = modes, torch.device("cpu")
 
 
 def test_what_cannot_be_is_refused_with_all_reasons(model, tmp_path):
@@ -18,6 +32,47 @@ def test_what_cannot_be_is_refused_with_all_reasons(model, tmp_path):
     options = Stream(frames="cuda", steady=0.5)
     with pytest.raises(InputError, match=r"frames = cuda: .*the model runs on cpu; steady .*use frames = auto or cpu"):
         translate(load(model, device="cpu"), plan([str(source)], "null:", Infer(), options), options)
+
+
+@pytest.mark.parametrize(
+    ("make", "noise", "kind", "layout"),
+    [
+        (TorchEngine, "off", "graph", "nhwc"),
+        (TorchEngine, "random", "call", "nhwc"),
+        (partial(TritonEngine, impl="reference"), "off", "call", "nhwc"),
+        (OfAnotherLibrary, "off", "call", "nchw"),
+    ],
+)
+def test_what_the_runtime_is_told(make, noise, kind, layout):
+    network = DeviceNetwork(make(build_generator(Generator(depth=5, ngf=4)), Modes(noise=noise)), 32, 64)
+    assert network.layout == layout
+    assert network.options == {"device": "cpu", "kind": kind, "graph": "off" if noise == "random" else "auto"}
+
+
+def test_pictures_that_stay_lie_in_torchs_context(monkeypatch):
+    current: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch, "zeros", lambda n, device: current.append(device))
+    given = _accelerator(True, "cuda:1")
+    assert current == [torch.device("cuda:1")] * 2
+    assert given.is_hw_owned and given.device_id == 1
+    assert given.options == {"primary_ctx": "0", "current_ctx": "1"}
+    given = _accelerator(False, "cuda:1")
+    assert not given.is_hw_owned and not given.options, "a context of its own"
+
+
+@pytest.mark.parametrize("code", (errno.EOPNOTSUPP, errno.EPERM))
+def test_a_decoder_that_cannot_use_the_gpu(monkeypatch, code):
+    def without(file, hwaccel=None, **_):
+        if hwaccel is not None:
+            av.error.err_check(-code)
+        return "a container"
+
+    monkeypatch.setattr(av, "open", without)
+    assert open_input("in.mp4", "video", Stream(), True, lambda: False) == ("a container", False)
+    with pytest.raises(EnvironmentFailed, match=r"hwaccel = cuda: Operation not .*; use hwaccel = auto or none"):
+        open_input("in.mp4", "video", Stream(hwaccel="cuda"), True, lambda: False)
 
 
 @pytest.mark.gpu
