@@ -1,7 +1,8 @@
 """The project's own convolutions at every node of a training step: numbers first, then times beside the library's.
 
 Each candidate plan is compared with plain torch where it stands, with the inputs and what is fused around it as a real
-pass has them (fastpix2pix/training/trials.py), in both half types. Only what was right in both is timed.
+pass has them (fastpix2pix/training/trials.py). Only what was right is timed. The other half type is checked at the end,
+where there is time for it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from fastpix2pix.training.plan_sites import sites_of
 from fastpix2pix.training.trial_processes import process_count, verdicts
 from fastpix2pix.training.trials import Trial, product_name, trials_of
 
+from .comparison import release
 from .devices import Setting
-from .report import Mismatch, Report, Skipped, Values
+from .report import LONGEST, Mismatch, Report, Skipped, Values
 from .roofline import Cost, layer_costs, named_device
 
 PART = "convolutions"
@@ -30,17 +32,18 @@ Verdicts = dict[str, str]  # by Trial.name: "" where the numbers are right
 
 
 def run(report: Report, at: Setting) -> None:
-    """Batch by batch: all candidates in both types, then the times of those that passed."""
+    """Batch by batch: all candidates, then the times of those that passed; then the candidates in the other type."""
     if reasons := environment_reasons(at.device.type):
         report.add(PART, "all", "skipped", "; ".join(reasons))
         return
-    for number, batch in enumerate(at.batches):
-        share = 1 / (len(at.batches) - number)  # of what is left, the timing of this batch included
-        wrong: Verdicts = {}
-        for precision in _precisions(at):
-            config = at.config(batch, step="explicit", precision=precision)
-            _check(report, at, config, share * report.left(PART) / 3, wrong)
-        _time(report, at, at.config(batch, step="explicit", precision=_precisions(at)[0]), wrong)
+    first, *others = _precisions(at)
+    for batch in at.batches:
+        config, wrong = at.config(batch, step="explicit", precision=first), Verdicts()
+        _check(report, at, config, 0.6 * report.left(PART), wrong)
+        _time(report, at, config, wrong)
+    for precision in others:
+        for batch in at.batches:
+            _check(report, at, at.config(batch, step="explicit", precision=precision), report.left(PART), Verdicts())
 
 
 def _precisions(at: Setting) -> tuple[str, ...]:
@@ -68,7 +71,7 @@ def _check(report: Report, at: Setting, config: Train, seconds: float, wrong: Ve
         judged.update(_judge(at, config, trials, seconds))
         return {"candidates": len(trials), "reached": len(judged)}
 
-    if not report.run(PART, f"{row}: candidates tried", judge):
+    if not report.run(PART, f"{row}: candidates tried", judge, longest=seconds + LONGEST):
         return
     for product, names in _products(trials):
         wrong |= {name: judged.get(name, "not reached in time") for name in names if judged.get(name) != ""}
@@ -79,7 +82,8 @@ def _judge(at: Setting, config: Train, trials: Mapping[str, Trial], seconds: flo
     """In processes of their own on a GPU: several compile at once, and a kernel may bring its process down."""
     if at.device.type != "cuda":
         return {name: trial.verdict() for name, trial in trials.items()}
-    processes = process_count(at.device, 4 * GIB)
+    release(at)
+    processes = process_count(at.device, (2 + config.batch // 8) * GIB)
     return verdicts(config, at.device, "triton", list(trials), processes, seconds)
 
 

@@ -5,8 +5,9 @@ python -m bench.gpu_check --parts kernels,steps --budget 300
 python -m bench.gpu_check --parts convolutions --budget 1800    every candidate of every layer: compiling takes most
 python -m bench.gpu_check --device cpu --small              the harness itself, without a GPU (TRITON_INTERPRET=1)
 
-Results go into bench/results/<gpu>-<commit>.json as they come. Exit code: 0, 4 where something is wrong, 2 for a bad
-option, 3 where there is no such device.
+Results go into bench/results/<gpu>-<commit>.json as they come. After a row that hangs, or after which the GPU can no
+longer be used, another process goes on. Compiling takes minutes, and can be done before, on any machine: precompile.py.
+Exit code: 0, 4 where something is wrong, 2 for a bad option, 3 where there is no such device.
 """
 
 from __future__ import annotations
@@ -14,14 +15,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# shares of the budget
+if TYPE_CHECKING:
+    from .devices import Setting
+    from .report import Report
+
+# In the order they run, what matters most first; shares of the budget. A part may use what the ones before it left.
 PARTS = {
-    **{"kernels": 0.22, "gradients": 0.06, "curves": 0.09, "layers": 0.06, "convolutions": 0.2},
-    **{"steps": 0.28, "engines": 0.09, "frames": 0.08, "tests": 0.12},
+    **{"kernels": 0.12, "gradients": 0.06, "steps": 0.36, "engines": 0.18, "frames": 0.1},
+    **{"layers": 0.05, "curves": 0.05, "convolutions": 0.14, "tests": 0.1},
 }
+SHOWN = 4  # rows of a part that the summary names for not being ok
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         step_times,
         training_checks,
     )
-    from .devices import Setting, facts, result_path, setting
+    from .comparison import release
+    from .devices import facts, result_path, setting
     from .report import Report
 
     try:
@@ -58,26 +69,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = True  # of fp32 convolutions, as by default
     at, found = setting(device, options.small), facts(device)
     path = options.out or result_path(found)
-    report = Report(path, found, options.budget, {part: PARTS[part] for part in PARTS if part in options.parts})
+    shares = {part: PARTS[part] for part in PARTS if part in options.parts}
+    report = Report(path, found, options.budget, shares, options.goes_on)
+    go_on = partial(_go_on, report, options)
+    threading.Thread(target=_watch, args=(report, go_on), daemon=True).start()
     runners: dict[str, Callable[[Report, Setting], None]] = {
         "kernels": kernel_cases.run,
         "gradients": training_checks.run_gradients,
-        "curves": training_checks.run_curves,
-        "layers": layers.run,
-        "convolutions": convolutions.run,
         "steps": step_times.run,
         "engines": engines.run,
         "frames": frame_rates.run,
+        "layers": layers.run,
+        "curves": training_checks.run_curves,
+        "convolutions": convolutions.run,
         "tests": gpu_tests.run,
     }
-    for part, run in runners.items():
-        if part in options.parts:
-            if part == "kernels":
-                precompile.run(report, at)
-            run(report, at)
-            print(f"{part}: {_counts(report, part)}", flush=True)
+    for part in shares:
+        began = time.monotonic()
+        if part == "kernels":
+            precompile.run(report, at)
+        runners[part](report, at)
+        if report.lost:
+            go_on(part)
+        print(f"{part}: {_counts(report, part)}; {time.monotonic() - began:.0f} s", flush=True)
+        release(at)
     print(f"\n{_summary(report)}\n{path}")
     return 4 if report.failures() else 0
+
+
+def _watch(report: Report, go_on: Callable[[str], None]) -> None:
+    """Leave a row that hangs behind, with its process."""
+    while True:
+        time.sleep(1)
+        running = report.running
+        if running is not None and time.monotonic() > running.end:
+            report.add(running.part, running.row, "failed", "hangs, or takes far longer than it should")
+            go_on(running.part)
+
+
+def _go_on(report: Report, options: argparse.Namespace, part: str) -> None:
+    """Replace this process, which can do nothing more with the GPU, by one for the parts that are left; of the steps,
+    for the batch sizes that are not through too."""
+    order = [name for name in PARTS if name in options.parts]
+    rest = order[order.index(part) + (part != "steps") :]
+    print(f"{part}: {_counts(report, part)}; a new process goes on with {', '.join(rest) or 'nothing'}", flush=True)
+    budget = max(1.0, report.budget - (time.monotonic() - report.start))
+    given = ["--parts", ",".join(rest) or "none", "--budget", f"{budget:.0f}", "--out", str(report.path), "--goes-on"]
+    given += ["--device", options.device, *(["--small"] if options.small else [])]
+    os.execv(sys.executable, [sys.executable, "-m", "bench.gpu_check", *given])
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -87,33 +126,49 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="result file; default bench/results/<gpu>-<commit>.json")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     parser.add_argument("--small", action="store_true", help="tiny networks, to test the harness")
+    parser.add_argument("--goes-on", action="store_true", help="add to the rows that the result file has")
     return parser.parse_args(arguments)
 
 
 def _parts(text: str) -> tuple[str, ...]:
+    if text == "none":
+        return ()
     parts = tuple(filter(None, (part.strip() for part in text.split(",")))) or tuple(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: allowed are {', '.join(PARTS)}")
     return parts
 
 
-def _counts(report: object, part: str) -> str:
-    rows = [row for row in report.rows if row["part"] == part]  # type: ignore[attr-defined]
+def _counts(report: Report, part: str) -> str:
+    rows = report.of(part)
     counts = {status: sum(row["status"] == status for row in rows) for status in ("ok", "failed", "skipped")}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 
 
-def _summary(report: object) -> str:
-    """Step times, then whatever is not ok."""
+def _summary(report: Report) -> str:
+    """Some of what is not ok, then times: short enough for the end of a log."""
+    wrong: dict[tuple[str, str], list[str]] = {}
+    times, ratios = [], []
+    for row in report.rows:
+        values = row["values"]
+        if row["status"] != "ok":
+            text = f"{row['status']:<8}{row['part']}: {row['row']}: {row['reason'][:160]}"
+            wrong.setdefault((row["status"], row["part"]), []).append(text)
+        elif "ms" in values:
+            ratio = f"{values['times_eager_fp32']:6.2f} x eager fp32" if "times_eager_fp32" in values else ""
+            times.append(f"{row['row']:<58}{values['ms']:9.3f} ms{values['images_per_s']:10.1f} img/s  {ratio}")
+        elif "frames_per_s" in values:
+            times.append(f"{row['row']:<58}{values['p99_ms']:9.3f} ms{values['frames_per_s']:10.1f} frames/s, p99")
+        elif "times_library" in values:
+            ratios.append(values["times_library"])
     lines = []
-    for row in report.rows:  # type: ignore[attr-defined]
-        if "ms" in row["values"]:
-            values = row["values"]
-            times = f"{values['times_eager_fp32']:6.2f} x eager fp32" if "times_eager_fp32" in values else ""
-            lines.append(f"{row['row']:<58}{values['ms']:9.3f} ms{values['images_per_s']:10.1f} img/s  {times}")
-        elif row["status"] != "ok":
-            lines.append(f"{row['status']:<8}{row['part']}: {row['row']}: {row['reason'][:160]}")
-    return "\n".join(lines)
+    for (status, part), texts in sorted(wrong.items(), reverse=True):
+        more = len(texts) - SHOWN
+        lines += texts[:SHOWN] + ([f"{status:<8}{part}: {more} more"] if more > 0 else [])
+    if ratios:
+        faster = sum(ratio > 1 for ratio in ratios)
+        times.append(f"own convolutions faster than the library in {faster} of {len(ratios)} products")
+    return "\n".join(lines + times)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,7 @@ from fastpix2pix.errors import CheckFailed
 from fastpix2pix.files import write_text
 
 Values = dict[str, Any]
+LONGEST = 180.0  # seconds for a row, beside twice what it is known to need
 
 
 class Skipped(Exception):
@@ -28,18 +29,30 @@ class Mismatch(CheckFailed):
         self.values = values or {}
 
 
+class Running(NamedTuple):
+    """The row that is being worked on."""
+
+    part: str
+    row: str
+    end: float  # by when it has to be through, as time.monotonic() has it
+
+
 class Report:
     """Rows {part, row, status: ok | failed | skipped, reason, seconds, values}, rewritten to `path` after each.
 
     A row starts only while its part has time; a part may use up the shares of the parts before it. Rows of other parts
-    that `path` already holds, from the same device, versions and clean commit, are kept.
+    that `path` already holds, from the same device, versions and clean commit, are kept; where a process `goes_on` with
+    the record of another, all are.
     """
 
-    def __init__(self, path: Path, facts: Values, budget: float, shares: dict[str, float]) -> None:
+    def __init__(
+        self, path: Path, facts: Values, budget: float, shares: dict[str, float], goes_on: bool = False
+    ) -> None:
         self.path, self.facts, self.budget = path, facts, budget
         self.start = time.monotonic()
-        self.rows = self._kept(set(shares))
-        self.lost = ""  # the row in which the CUDA context broke
+        self.rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if goes_on else self._kept(set(shares))
+        self.lost = ""  # the row after which this process can do nothing more with the GPU
+        self.running: Running | None = None
         total, done = sum(shares.values()), 0.0
         self.deadlines = {}
         for part, share in shares.items():
@@ -65,6 +78,10 @@ class Report:
         """Seconds that `part` still has."""
         return self.deadlines[part] - (time.monotonic() - self.start)
 
+    def of(self, part: str, start: str = "") -> list[Values]:
+        """The rows of a part whose names begin so."""
+        return [row for row in self.rows if row["part"] == part and row["row"].startswith(start)]
+
     def add(self, part: str, row: str, status: str, reason: str = "", seconds: float = 0.0, **values: Any) -> None:
         """Append a row and save."""
         found = {"part": part, "row": row, "status": status, "reason": reason, "seconds": round(seconds, 3)}
@@ -72,12 +89,19 @@ class Report:
         self.save()
 
     def run(
-        self, part: str, row: str, function: Callable[[], Values], *, needs: float = 0.0, required: bool = True
+        self,
+        part: str,
+        row: str,
+        function: Callable[[], Values],
+        *,
+        needs: float = 0.0,
+        longest: float = LONGEST,
+        required: bool = True,
     ) -> bool:
         """Add the row of what `function` returns; True where that is "ok".
 
-        `needs`: seconds it is known to take. Wrong numbers and, where `required`, any error are "failed"; an error of a
-        row that is not required (a competitor's) is "skipped" with its text.
+        `needs`: seconds it is known to take; beyond `longest` it hangs. Wrong numbers and, where `required`, any error
+        are "failed"; an error of a row that is not required (a competitor's) is "skipped" with its text.
         """
         if self.lost:
             self.add(part, row, "skipped", f"the CUDA context was lost in {self.lost}")
@@ -87,6 +111,7 @@ class Report:
             self.add(part, row, "skipped", f"budget: {what}" + (f"; this needs about {needs:.0f} s" if needs else ""))
             return False
         start = time.monotonic()
+        self.running = Running(part, row, start + longest + 2 * needs)
         status, reason, values = "ok", "", {}
         try:
             values = function()
@@ -95,14 +120,15 @@ class Report:
             status, reason = "skipped", str(error)
         except Mismatch as error:
             status, reason, values = "failed", str(error), error.values
-        except torch.OutOfMemoryError as error:
-            status, reason = "skipped", f"out of memory: {_line(error)}"
         except Exception as error:  # whatever a kernel, a compiler or a driver raises is a result here
             status, reason = "failed" if required else "skipped", f"{type(error).__name__}: {_line(error)}"
+            if isinstance(error, torch.OutOfMemoryError):
+                status, reason = "skipped", f"out of memory: {_line(error)}"
             try:
-                _synchronise()
+                _use_all()
             except Exception as fatal:
                 status, reason, self.lost = "failed", f"{reason}; then {_line(fatal)}", f"{part}: {row}"
+        self.running = None
         self.add(part, row, status, reason, time.monotonic() - start, **values)
         return status == "ok"
 
@@ -114,6 +140,15 @@ class Report:
 def _synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _use_all() -> None:
+    """Raises where torch can no longer use the GPU: a capture that broke off leaves its allocator and generator so."""
+    _synchronise()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.rand((), device="cuda")
+        _synchronise()
 
 
 def _line(error: Exception) -> str:

@@ -27,6 +27,8 @@ from .timing import Run, Timing, interleaved
 from .training_checks import explicit, modules, relative
 
 PART = "steps"
+COMPARED = "fp32 and autocast to compare with"
+A_BATCH = 35.0  # seconds for a batch size without torch.compile
 CHECKED = WARM_UP + 2  # steps: the last two of a graphed one are replays
 FACTOR = 3.0  # relative errors allowed, in errors of autocast, beside these:
 FLOORS = {"first": 0.01, "update": 0.05, "later": 0.05}
@@ -94,10 +96,25 @@ def run(report: Report, at: Setting) -> None:
     """Check, then time, batch size by batch size."""
     wrong = [(row["row"], _of_own_convolutions(row)) for row in report.failures() if _concerns_timing(row)]
     first, *others = at.batches
-    for batch in (first, *reversed(others)):  # the ends first: they have targets
-        _run_batch(report, at, batch, wrong)
-        torch._dynamo.reset()
-        _release(at)
+    order = (first, *reversed(others))  # the ends first: they have targets
+    for number, batch in enumerate(order):
+        if report.lost:
+            return
+        if _to_do(report, batch):
+            _run_batch(report, at, batch, wrong, A_BATCH * (len(order) - number - 1))
+            torch._dynamo.reset()
+            _release(at)
+
+
+def _to_do(report: Report, batch: int) -> bool:
+    """Whether a batch size is yet to be timed. Of one that a process could not finish, competitors that failed stay on
+    record."""
+    rows = report.of(PART, f"batch {batch} ")
+    failed = [row["row"] for row in rows if row["status"] == "failed"]
+    if f"batch {batch} {COMPARED}" in failed or any(row["row"] == f"batch {batch} timing" for row in rows):
+        return False
+    report.rows = [row for row in report.rows if row not in rows or row["row"] in failed]
+    return True
 
 
 def _concerns_timing(row: Values) -> bool:
@@ -118,18 +135,27 @@ def _release(at: Setting) -> None:
         torch.cuda.empty_cache()
 
 
-def _run_batch(report: Report, at: Setting, batch: int, wrong: list[tuple[str, bool]]) -> None:
+def _run_batch(report: Report, at: Setting, batch: int, wrong: list[tuple[str, bool]], reserve: float) -> None:
+    """reserve: seconds that the batch sizes to come need; what takes minutes to build leaves them."""
     truth = Truth(at, batch)
-    if not report.run(PART, f"batch {batch} fp32 and autocast to compare with", truth.find):
+    if not report.run(PART, f"batch {batch} {COMPARED}", truth.find):
         return
     ready: dict[str, Entry] = {}
     for entry in entries(at, batch):
         row = f"batch {batch} {entry.name}"
+        if report.lost:
+            return
+        if any(old["row"] == f"{row}: check" for old in report.failures()):  # in the process before this one
+            continue
         concerned = [text for text, own in wrong if entry.own or not own] if entry.triton else []
         if concerned:
             report.add(PART, row, "skipped", f"not timed: {len(concerned)} checks failed, the first {concerned[0]}")
-        elif report.run(PART, f"{row}: check", partial(truth.check, entry), needs=entry.needs, required=entry.required):
+            continue
+        needs = entry.needs + (reserve if entry.needs else 0.0)
+        if report.run(PART, f"{row}: check", partial(truth.check, entry), needs=needs, required=entry.required):
             ready[row] = entry
+    if report.lost:
+        return
     if not ready or not report.run(PART, f"batch {batch} timing", lambda: _time(report, at, batch, ready)):
         for row in ready:
             report.add(PART, row, "skipped", "not timed: see the row of the timing")

@@ -23,10 +23,13 @@ from fastpix2pix.tuning.numerics import exact_fp32
 from .devices import Pair, Setting, synthetic_pairs
 from .report import Mismatch, Report, Skipped, Values
 
-FACTOR = 2.0  # errors allowed, in errors of autocast; 1.0 to 1.3 were seen with the reference kernels
+FACTOR = 3.0  # errors allowed, in errors of autocast; 1.0 to 1.8 were seen with the reference kernels at full size
 FLOOR = 0.01  # relative error that bf16 may have where autocast is right by chance
 LARGEST = 0.95  # a gradient that is not written at all is off by 1
-FP32 = 5e-3  # relative error allowed in fp32, where only the order of sums and cuDNN's algorithms differ
+# Relative error allowed in fp32, where only the order of sums and cuDNN's algorithms differ, beside a share of
+# autocast's: where that turns the sign of one number in front of a ReLU, the gradients behind it differ by 1 or 2 % in
+# the paper's networks at batch 1, whose inner maps have few numbers.
+FP32, FP32_SHARE = 5e-3, 0.25
 SAME_CURVE = 1.15  # final L1 of two runs: at most this ratio apart, either way
 
 
@@ -60,8 +63,8 @@ def run_gradients(report: Report, at: Setting) -> None:
     """The two smaller batch sizes; at every size that is timed, `steps` checks the whole step again."""
     for batch in at.batches[:2]:
         for precision in ("fp32", "bf16"):
-            # own convolutions take long in the interpreter, which cuts bf16 off
-            for own in (False, True) if at.device.type == "cuda" or precision == "fp32" else (False,):
+            # Own convolutions: the interpreter cuts bf16 off; fp32 has no tensor cores and takes minutes to compile.
+            for own in (False, True) if (at.device.type == "cuda") == (precision == "bf16") else (False,):
                 row = f"batch {batch} {precision} triton{' own convolutions' * own}"
                 report.run("gradients", row, partial(gradients, at, batch, "triton", precision, own))
 
@@ -85,8 +88,9 @@ def gradients(at: Setting, batch: int, impl: str, precision: str, own: bool = Fa
     usual = sorted(plain for _, plain in errors.values())[len(errors) // 2]
     wrong = []
     for key, (error, plain) in errors.items():
-        allowed = min(FACTOR * (plain if key in LOSSES else max(plain, usual)) + FLOOR, LARGEST)
-        if not error <= (FP32 if precision == "fp32" else allowed):
+        factor, floor = (FP32_SHARE, FP32) if precision == "fp32" else (FACTOR, FLOOR)
+        allowed = min(factor * (plain if key in LOSSES else max(plain, usual)) + floor, LARGEST)
+        if not error <= allowed:
             wrong.append(f"{key}: relative error {error:.3g}, autocast has {plain:.3g}")
     values: Values = {"median autocast error": usual, "explicit, autocast": _rounded(errors)}
     if wrong:

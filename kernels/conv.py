@@ -172,7 +172,7 @@ def _conv_reference(
     """torch's convolution between the pieces; the statistics of a group as one tile."""
     x = torch.cat([source.value() for source in sources], 1).view(*size, -1).permute(0, 3, 1, 2)
     forward = gather == geometry.forward()
-    like = x if forward else x.new_empty(()).expand(output.images, y.shape[1], output.height, output.width)
+    like = x if forward else x.new_empty(*output, y.shape[1]).permute(0, 3, 1, 2)  # for its shape and memory format
     stride, padding, transposed = [geometry.stride] * 2, [geometry.padding] * 2, geometry.transposed
     shape = stride, padding, [1, 1], transposed, [0, 0], 1
     if forward:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -50,6 +50,8 @@ def environment_reasons(device: str) -> list[str]:
     """Why no Triton kernel can run in this process on tensors of a device type."""
     if triton is None:
         return ["triton is not installed"]
+    if not _starts():
+        return []
     if device != "cuda" and not interpreted:
         return [f"the tensors are on {device}, and TRITON_INTERPRET=1 was not set before triton was imported"]
     if device == "cuda" and interpreted:
@@ -81,6 +83,7 @@ class Launch(NamedTuple):
     options: tuple[tuple[str, Any], ...]  # constexprs and launch options by name
     read: int  # bytes, by the kernel's own formula
     written: int
+    function: Any  # the kernel itself
 
 
 _tapes: list[tuple[list[Launch], bool]] = []  # and whether it lets kernels start
@@ -99,17 +102,26 @@ def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, read: int, written: int, **options: Any) -> None:
     """Start `kernel[grid](*arguments, **options)`; `read` and `written` are bytes by the kernel's own formula."""
-    run = all(wanted for _, wanted in _tapes)
+    run = _starts()
     if _tapes:
         entries = tuple(_entry(argument, run) for argument in arguments)
-        entry = Launch(kernel.fn.__name__, grid, entries, tuple(sorted(options.items())), read, written)
+        entry = Launch(kernel.fn.__name__, grid, entries, tuple(sorted(options.items())), read, written, kernel)
         for tape, _ in _tapes:
             tape.append(entry)
     if not run:
         return
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # Triton launches on the current GPU
+    with current(next(a.device for a in arguments if isinstance(a, Tensor))):  # Triton launches on the current GPU
         kernel[grid](*arguments, **options)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes it the current one, where it is a GPU: streams and graphs are made there."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _starts() -> bool:
+    """Whether kernels start: no tape says otherwise."""
+    return all(run for _, run in _tapes)
 
 
 def _entry(argument: Any, run: bool) -> Any:

@@ -6,6 +6,7 @@ captured step reads and advances, so a replay does what an eager step would.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -80,7 +81,9 @@ class GraphedBody:
     def _capture(self, x: Tensor, y: Tensor) -> None:
         """Record the step without running it. `thread_local`: loader threads call CUDA meanwhile."""
         self.x, self.y = x.clone(), y.clone()
+        gc.collect()  # graphs that are no longer used are not to be destroyed meanwhile
         torch.cuda.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.losses = self.body(self.x, self.y, 0)
+        self.graph = graph  # a capture that broke off leaves none

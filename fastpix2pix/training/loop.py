@@ -24,6 +24,7 @@ from ..device import resolve_device
 from ..errors import EnvironmentFailed, InputError
 from ..files import make_folder
 from ..interrupt import Interrupt
+from ..kernels.dispatch import current
 from ..model.weights import save_network
 from ..profiling import Profile, named_blocks
 from . import checkpoint, record, report, schedule
@@ -58,7 +59,8 @@ def train(data: str | Path, out: str | Path, *, resume: bool = False, quiet: boo
 
 def run(config: Train, data: str | Path, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Result:
     """`train` with a finished Train."""
-    return _Run(config, Path(data), Path(out), resume, quiet).go()
+    with current(resolve_device(config.device)):
+        return _Run(config, Path(data), Path(out), resume, quiet).go()
 
 
 class _Run:

@@ -185,7 +185,7 @@ def sites_of(config: Train, device: torch.device, precision: str, impl: str) -> 
     size, batch = config.data.crop_size, config.batch
     draws = torch.Generator().manual_seed(config.seed)
     plans = static_plans(config)
-    candidates = _candidates(config)
+    candidates = candidates_of(config)
     ways = How(impl="reference"), How(plans, "reference")  # no kernel of ours has been checked on this device yet
 
     def images(count: int, channels: int) -> Tensor:
@@ -211,7 +211,8 @@ def sites_of(config: Train, device: torch.device, precision: str, impl: str) -> 
     return Sites(found, readers)
 
 
-def _candidates(config: Train) -> dict[Key, Candidates]:
+def candidates_of(config: Train) -> dict[Key, Candidates]:
+    """What may be tried of every node at every batch size that a step has."""
     found = {}
     for layer, groups in layers_of(config):
         if layer.node.kind != "resize" and not layer.node.geometry.not_supported_reasons():

@@ -168,15 +168,17 @@ def convolve_backward(
         need_dx = False
     if need_dx or dw is not None:
         dy = image(g, *stage.size)
-        x = stage.x.tensor() if dw is not None else dy.new_empty(()).expand(_shape(stage))
+        x = stage.x.tensor() if dw is not None else _like_input(stage, g)
         found = aten_backward(dy, x, w, node, dw, need_dx, accumulate)
         dx = dx if found is None else rows(found)
     return dx, sums
 
 
-def _shape(stage: Stage) -> tuple[int, int, int, int]:
+def _like_input(stage: Stage, g: Tensor) -> Tensor:
+    """[N, C, H, W] memory that is not read: a dgrad asks only for the shape and, in cuDNN's case, the memory format of
+    the input: from any other it would copy g to that and back."""
     n, h, w = stage.x.size
-    return n, sum(source.rows.shape[1] for source in stage.x.sources), h, w
+    return image(g.new_empty(n * h * w, sum(source.rows.shape[1] for source in stage.x.sources)), n, h, w)
 
 
 def activate(stage: Stage, params: Parameters, outputs: Sequence[Output], how: How) -> None:

@@ -19,6 +19,7 @@ from dataclasses import asdict
 import torch
 
 from ..config import Train, from_record
+from ..kernels.dispatch import current
 
 _MOST = 8
 _CONTEXT = 1 << 30  # bytes of GPU memory that a process takes beside its tensors
@@ -81,14 +82,26 @@ def _share(command: Sequence[str], config: Train, names: Sequence[str], end: flo
             return
 
 
+def _usable() -> bool:
+    """Whether CUDA goes on after an error: an illegal access, for one, ends it for the whole process."""
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return not torch.cuda.is_available()
+    return True
+
+
 def main(device: str, impl: str) -> None:
     """Try what stdin names."""
     from .tune import try_trials
 
     given = json.load(sys.stdin)
     config = from_record(Train, given["config"])
-    for name, verdict in try_trials(config, torch.device(device), impl, given["names"]):
-        print(START if verdict is None else VERDICT, name if verdict is None else verdict, flush=True)
+    with current(torch.device(device)):
+        for name, verdict in try_trials(config, torch.device(device), impl, given["names"]):
+            print(START if verdict is None else VERDICT, name if verdict is None else verdict, flush=True)
+            if verdict and not _usable():
+                sys.exit(1)  # every trial after this one would fail: the next process goes on
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ class Trial:
             wrong = "" if self.plan is None else self._error()
             if not wrong:
                 self._run()()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()  # what goes wrong in it is said here
             return wrong
         except Exception as error:
             return one_line(error)

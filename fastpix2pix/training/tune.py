@@ -19,7 +19,7 @@ from ..config import Train
 from ..device import resolve_precision
 from ..errors import EnvironmentFailed
 from ..kernels.conv_plan import ConvPlan
-from ..kernels.dispatch import environment_reasons
+from ..kernels.dispatch import current, environment_reasons
 from ..kernels.wgrad_plan import WgradPlan
 from ..tuning.cache import PlanCache
 from ..tuning.measure import step_ms
@@ -115,8 +115,10 @@ def tune(
     cache, end = cache or PlanCache(device), time.monotonic() + 60 * minutes
     kept = None if afresh else cached(config, device, cache)
     times = dict(kept.times) if kept else {}
-    tables, searched, complete = _measure(config, device, impl, times, end, count, say)
-    plans, steps, winner = _race(config, device, impl, tables, searched)
+    torch.backends.cudnn.benchmark = not config.deterministic  # the library at its best, as in training
+    with current(device):
+        tables, searched, complete = _measure(config, device, impl, times, end, count, say)
+        plans, steps, winner = _race(config, device, impl, tables, searched)
     tuned = Tuned(plans, times, steps, winner, complete)
     cache.save(subject(config, device), tuned.as_dict())
     return tuned

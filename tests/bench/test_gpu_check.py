@@ -12,9 +12,10 @@ import torch
 
 from bench.compare import Poisoned
 from bench.devices import result_path, setting, synthetic_pairs
-from bench.gpu_check import PARTS, _parts
-from bench.precompile import share
-from bench.report import Mismatch, Report, Skipped
+from bench.gpu_check import PARTS, SHOWN, _go_on, _options, _parts, _summary, _watch
+from bench.precompile import case_launches, distinct, engine_launches, share, step_launches, trial_launches
+from bench.report import Mismatch, Report, Running, Skipped
+from bench.step_times import _to_do
 from bench.timing import Timing, interleaved
 from bench.training_checks import FP32
 from fastpix2pix.config import train_config
@@ -229,6 +230,74 @@ def test_other_parts_are_kept_for_the_same_device_and_clean_commit(tmp_path):
     assert report(path, commit="0123456789-dirty").rows == []
 
 
+def test_another_process_goes_on_with_all_rows(tmp_path):
+    old = report(tmp_path / "r.json", commit="0123456789-dirty")
+    old.add("kernels", "a", "ok")
+    old.add("steps", "batch 1 eager: check", "ok")
+    new = Report(old.path, FACTS, 10.0, {"steps": 1.0}, goes_on=True)
+    assert [row["row"] for row in new.rows] == ["a", "batch 1 eager: check"]
+    assert len(new.of("steps", "batch 1 ")) == 1 and new.of("steps", "batch 16 ") == new.of("kernels", "batch") == []
+
+
+def test_batch_that_lost_the_gpu_is_done_again_without_what_failed(tmp_path):
+    kept = report(tmp_path / "r.json")
+    kept.add("steps", "batch 1 eager: check", "ok")
+    kept.add("steps", "batch 1 graph: check", "failed", "capture invalidated")
+    kept.add("steps", "batch 16 eager: check", "ok")
+    kept.add("steps", "batch 16 timing", "ok")
+    assert _to_do(kept, 1) and not _to_do(kept, 16) and _to_do(kept, 64)
+    assert [row["row"] for row in kept.of("steps", "batch 1 ")] == ["batch 1 graph: check"]
+    assert len(kept.of("steps", "batch 16 ")) == 2
+
+
+class Replaced(Exception):
+    """The process would be another one now."""
+
+
+@pytest.mark.parametrize(
+    ("part", "rest"),
+    [("kernels", "steps,frames"), ("steps", "steps,frames"), ("frames", "none")],
+)
+def test_process_that_lost_the_gpu_hands_over(tmp_path, monkeypatch, part, rest):
+    commands = []
+
+    def replace(program, command):
+        commands.append(command)
+        raise Replaced
+
+    monkeypatch.setattr(os, "execv", replace)
+    options = _options(["--parts", "frames,kernels,steps", "--device", "cuda:1", "--budget", "70"])
+    lost = Report(tmp_path / "r.json", FACTS, 70.0, {"kernels": 1.0, "steps": 1.0, "frames": 1.0})
+    with pytest.raises(Replaced):
+        _go_on(lost, options, part)
+    again = _options(commands[0][3:])
+    assert again.parts == _parts(rest) and again.device == "cuda:1" and again.out == lost.path
+    assert again.goes_on and 60 <= again.budget <= 70
+
+
+def test_row_that_hangs_is_left_behind(tmp_path):
+    hangs = report(tmp_path / "r.json")
+    hangs.running = Running("steps", "batch 1 triton", 0.0)
+    left = []
+
+    def go_on(part):
+        left.append(part)
+        raise Replaced
+
+    with pytest.raises(Replaced):
+        _watch(hangs, go_on)
+    assert left == ["steps"] and hangs.failures()[0]["row"] == "batch 1 triton"
+
+
+def test_summary_is_short_and_ends_with_times(tmp_path):
+    many = report(tmp_path / "r.json")
+    many.add("steps", "batch 1 eager", "ok", ms=2.5, images_per_s=400.0)
+    for number in range(50):
+        many.add("kernels", f"case {number}", "failed", "y is off")
+    *lines, more, last = _summary(many).splitlines()
+    assert len(lines) == SHOWN and "46 more" in more and last.split()[-4:] == ["2.500", "ms", "400.0", "img/s"]
+
+
 def test_layers_are_those_of_unet_256_and_the_70_pixel_discriminator():
     config = train_config()
     generator, discriminator = generator_layers(config, 16), discriminator_layers(config, 16)
@@ -244,6 +313,19 @@ def test_kernels_are_compiled_ahead_once_each():
     at = setting(CPU, small=True)
     whole, parts = share(at, 0, 1), [share(at, number, 3) for number in range(3)]
     assert len(whole) > 50 and sum(map(len, parts)) == len(whole)
+
+
+def test_what_is_compiled_ahead_is_recorded_without_starting_it():
+    at = setting(CPU, small=True)
+    steps, trials, checks, engines = (
+        list(of(at)) for of in (step_launches, trial_launches, case_launches, engine_launches)
+    )
+    own = {"_conv_kernel", "_conv_wgrad_kernel"}
+    assert own <= {launch.kernel for launch in steps} and own <= {launch.kernel for launch in trials}
+    assert {"_conv_kernel", "_norm_act_fwd_kernel"} <= {launch.kernel for launch in engines}
+    assert {"_gan_loss_kernel", "_found_inf_kernel", "_norm_act_bwd_kernel"} <= {launch.kernel for launch in checks}
+    assert len(distinct(steps)) < len(distinct(steps + trials)) < len(steps + trials)
+    assert len(distinct(steps + steps)) == len(distinct(steps))
 
 
 @pytest.mark.parametrize(

@@ -264,3 +264,10 @@ def test_package_works_without_triton():
     auto, reference, refusal = run.stdout.splitlines()
     assert auto == reference == "[0.6931471824645996, 0.6931471824645996]"
     assert refusal.startswith("losses: impl = triton cannot run: triton is not installed;")
+
+
+@needs_triton
+def test_any_device_will_do_for_what_is_only_recorded():
+    assert dispatch.environment_reasons("cpu") or dispatch.environment_reasons("cuda")  # interpreted or not
+    with recorded(run=False):
+        assert dispatch.environment_reasons("cpu") == dispatch.environment_reasons("cuda") == []

@@ -9,8 +9,8 @@ from torch import nn
 from fastpix2pix.config import Discriminator, Generator
 from fastpix2pix.kernels.philox import Noise, dropout_mask
 from fastpix2pix.model import build_discriminator, build_generator
-from fastpix2pix.training import functions
-from fastpix2pix.training.convolution import rows
+from fastpix2pix.training import functions, stages
+from fastpix2pix.training.convolution import aten_backward, rows
 from fastpix2pix.training.discriminator_pass import discriminator_backward, discriminator_forward
 from fastpix2pix.training.generator_pass import generator_backward, generator_forward
 from fastpix2pix.training.stages import How
@@ -179,3 +179,20 @@ def test_joined_and_separate_translated_images_are_the_same_network():
         together, _ = discriminator_forward(net, params, x, 1, HOW)
     torch.testing.assert_close(joined[: len(one)], one)
     assert not torch.allclose(joined, together)
+
+
+def test_dgrad_alone_shows_the_library_an_input_of_its_format(monkeypatch):
+    """cuDNN's dgrad first brings the gradient into the memory format of the input, which nothing reads."""
+    seen = []
+
+    def backward(dy, x, w, *rest):
+        seen.append(x.is_contiguous(memory_format=torch.channels_last) and dy.shape[0] == x.shape[0])
+        return aten_backward(dy, x, w, *rest)
+
+    monkeypatch.setattr(stages, "aten_backward", backward)
+    net = build_discriminator(Discriminator(in_channels=6, ndf=4, n_layers=2)).train()
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    x = torch.randn(2, 6, 32, 32).to(memory_format=torch.channels_last)
+    logits, saved = discriminator_forward(net, params, x, 1, HOW)
+    discriminator_backward(params, None, saved, torch.ones_like(logits), HOW, need_dx=True)
+    assert seen == [True] * len(net.blocks)

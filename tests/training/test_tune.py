@@ -1,6 +1,8 @@
 """Measured choice of convolutions: the whole way with plain kernels, single sites with Triton's."""
 
 import dataclasses
+import io
+import json
 import sys
 import time
 
@@ -9,6 +11,7 @@ import torch
 
 from fastpix2pix.config import train_config
 from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.training import trial_processes
 from fastpix2pix.training import trials as trials_file
 from fastpix2pix.training import tune as tuning
 from fastpix2pix.training.plan_sites import sites_of
@@ -125,6 +128,17 @@ def test_a_process_that_falls_or_hangs_takes_one_trial_with_it(config):
     found = verdicts(config, DEVICE, "triton", ["a", "b", "c", "d", "e"], 1, 5, command=[sys.executable, "-c", FALLS])
     assert found == {"a": "", "b": "its process ended with 9", "c": "wrong", "d": ""}
     assert time.monotonic() - start < 20
+
+
+def test_a_process_ends_after_a_trial_that_broke_the_device(config, monkeypatch, capsys):
+    given = {"config": dataclasses.asdict(config), "names": ["a", "b", "c"]}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given)))
+    results = [("a", None), ("a", ""), ("b", None), ("b", "illegal memory access"), ("c", None)]
+    monkeypatch.setattr(tuning, "try_trials", lambda *rest: iter(results))
+    monkeypatch.setattr(trial_processes, "_usable", lambda: False)
+    with pytest.raises(SystemExit):
+        trial_processes.main("cpu", "triton")
+    assert capsys.readouterr().out == "try a\nis \ntry b\nis illegal memory access\n"
 
 
 def test_a_process_that_cannot_start_judges_nothing(config):

@@ -11,7 +11,7 @@ from fastpix2pix.kernels.conv_plan import ConvPlan
 from fastpix2pix.kernels.geometry import Geometry, Map, Source
 from fastpix2pix.kernels.rows import Statistics
 from fastpix2pix.kernels.wgrad_plan import WgradPlan
-from fastpix2pix.tuning.numerics import dgrad_error, excess, forward_error, wgrad_error
+from fastpix2pix.tuning.numerics import dgrad_error, exact_fp32, excess, forward_error, wgrad_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DOWN, SIZE = Geometry(4, 2, 1), Map(2, 6, 6)
@@ -65,3 +65,21 @@ def test_excess():
     assert excess(exact + 2e-3, exact + 1e-3, exact) == pytest.approx(1, rel=0.01)
     assert excess(exact + 3e-3, exact + 1e-3, exact) > 1
     assert not excess(torch.tensor([float("nan"), 2.0]), exact, exact) <= 1
+
+
+@pytest.mark.parametrize(("off", "right"), [(1e-5, True), (1e-3, False)])
+def test_excess_allows_what_tensor_cores_cut_off(off, right):
+    """Beside sums near 0, where a half result has hardly a rounding to hide it in."""
+    exact = torch.tensor([1e-6, 1.0], dtype=torch.float64)
+    fast = torch.tensor([1e-6 + off, 1.0]).bfloat16()
+    assert (excess(fast, exact.bfloat16(), exact) <= 1) == right
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_exact_fp32_gives_the_library_its_ways_back(monkeypatch, search):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", search)
+    before = cudnn.allow_tf32, cudnn.benchmark
+    with exact_fp32():
+        assert (cudnn.allow_tf32, cudnn.benchmark) == (False, False)
+    assert (cudnn.allow_tf32, cudnn.benchmark) == before
