@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from .config import Bench, Build, Direction, Infer, Noise, NormStats, Stream, Train
+from .config import Bench, Build, Direction, Fitted, Infer, Noise, NormStats, Stream, Train
 from .console import say, show_table, write_json
 from .errors import InputError
 
@@ -135,17 +135,24 @@ class InferCommand:
         from .profiling import Profile, ProfiledEngine
         from .runtime.translate import translate_files
 
+        self._refuse_options_of_videos()
         with ExitStack() as opened:
             stop = opened.enter_context(Interrupt())
             g, progress = self._load(opened, stop), opened.enter_context(Progress("infer"))
             folder = self.translation.profile
             profile = opened.enter_context(Profile(Path(folder) if folder else None, skipped=2))
             g.engine = ProfiledEngine(g.engine, profile) if folder else g.engine
-            summary = translate_files(g, sources, sink, self.translation, progress.count, stop)
+            summary = translate_files(g, sources, sink, self.translation, progress.count, stop, self.streaming)
         for line in profile.lines():
             say(line)
         say(f"{summary.count} images in {summary.seconds:.1f} s -> {sink}")
         return 0 if stop.signal is None else 128 + stop.signal
+
+    def _refuse_options_of_videos(self) -> None:
+        of_both = {one.name for one in fields(Fitted)}
+        for one in fields(Stream):
+            if one.name not in of_both and getattr(self.streaming, one.name) != one.default:
+                raise InputError(f"{one.name}: is for videos; the sources are images")
 
     def _videos(self, sources: list[str], sink: str) -> int:
         from .console import Progress

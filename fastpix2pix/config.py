@@ -269,12 +269,32 @@ class Raw:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Translate video."""
+class Fitted:
+    """How pictures get into a network, of images and of video."""
 
     fit: Fit = "pad"  # pad: the source's own size; resize: to --size; crop: centre, to --size; tile: in squares
     size: str | None = None  # height x width, as 256 or 256x512; default of resize and crop: the size trained on
     tile: int = 512  # side of the squares of fit = tile, pixels; they overlap by a quarter
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(self.tile > 0, f"tile = {self.tile}: must be positive")
+        _ = self.sides
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """(height, width) of --size."""
+        if self.size is None:
+            return None
+        sides = _numbers("size", str(self.size).split("x"), str(self.size))
+        _check(len(sides) in (1, 2), f"size = {self.size}: allowed are 256 and 256x512 (height x width)")
+        return sides[0], sides[-1]
+
+
+@dataclass(frozen=True)
+class Stream(Fitted):
+    """Translate video; fit, size and tile are of images too."""
+
     live: bool = False  # real time: never behind the source, late frames are dropped; files play at their own speed
     fps: float | None = None  # frames per second of a folder of images read as a video; default 25
     raw: str | None = None  # what stdin (-) brings without a container: rgb24:1280x720@30 (pixels:width x height@fps)
@@ -293,8 +313,8 @@ class Stream:
     stats: str | None = None  # file for the figures of the run as JSON
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        for name in ("tile", "fps", "timeout"):
+        super().__post_init__()
+        for name in ("fps", "timeout"):
             value = getattr(self, name)
             _check(value is None or value > 0, f"{name} = {value}: must be positive")
         for name in ("stream", "quality", "reconnects", "max_frames"):
@@ -302,16 +322,7 @@ class Stream:
             _check(value is None or value >= 0, f"{name} = {value}: must not be negative")
         _check(0 <= self.steady < 1, f"steady = {self.steady}: must be in [0, 1)")
         _check(self.preview is None or 0 <= self.preview < 2**16, f"preview = {self.preview}: a port is 0 to 65535")
-        _ = self.sides, self.raw_format
-
-    @property
-    def sides(self) -> tuple[int, int] | None:
-        """(height, width) of --size."""
-        if self.size is None:
-            return None
-        sides = _numbers("size", str(self.size).split("x"), str(self.size))
-        _check(len(sides) in (1, 2), f"size = {self.size}: allowed are 256 and 256x512 (height x width)")
-        return sides[0], sides[-1]
+        _ = self.raw_format
 
     @property
     def raw_format(self) -> Raw | None:
