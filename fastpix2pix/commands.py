@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _Model = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors file or junyanz .pth")]
 _AnyModel = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors, .pth, .onnx or an engine")]
-_PAIRS = "folder of A|B files, or with A/ and B/; train/ and val/ below or above them"
+_PAIRS = "folder of A|B files, with A/ and B/, or of tar shards; train/ and val/ below or above them"
 _Pairs = Annotated[Positional[Path], arg(metavar="DATA", help=_PAIRS)]
 _JsonFile = Annotated[str | None, arg(metavar="FILE")]
 
@@ -297,6 +297,27 @@ class DataCombineCommand:
 
 
 @dataclass(frozen=True)
+class DataShardCommand:
+    """Write the pairs of a folder into tar archives, which `train` and `eval` read like the folder."""
+
+    data: _Pairs
+    out: Path  # folder for train-000000.tar, ...
+    megabytes: int = 256  # size of an archive at which the next one is begun
+    overwrite: bool = False  # replace the folder if it exists
+
+    def __call__(self) -> int:
+        from .console import Progress
+        from .data.shards import write_shards
+
+        with Progress("shard") as progress:
+            count = write_shards(
+                self.data, self.out, megabytes=self.megabytes, overwrite=self.overwrite, progress=progress.count
+            )
+        say(f"{count} archives -> {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
 class DataDemoCommand:
     """Paint a set of facades: label maps (A, left) and pictures (B, right)."""
 
@@ -416,13 +437,14 @@ class DoctorCommand:
 DataCommand = (
     Annotated[DataCheckCommand, subcommand("check")]
     | Annotated[DataCombineCommand, subcommand("combine")]
+    | Annotated[DataShardCommand, subcommand("shard")]
     | Annotated[DataDemoCommand, subcommand("demo")]
 )
 
 
 @dataclass(frozen=True)
 class DataCommands:
-    """Check, combine or make pairs."""
+    """Check, combine, pack or make pairs."""
 
     command: OmitArgPrefixes[DataCommand]
 

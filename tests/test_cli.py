@@ -24,7 +24,7 @@ TINY = [
 ]
 COMMANDS = [
     *("demo", "train", "eval", "infer", "build", "convert", "data", "tune", "bench", "doctor"),
-    *("data check", "data combine", "data demo"),
+    *("data check", "data combine", "data shard", "data demo"),
 ]
 
 
