@@ -182,5 +182,5 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).splitlines() or ["?"])[0]
-        raise EnvironmentFailed(f"another process of this run has ended, or cannot be reached ({reason})") from error
+        reason = str(error)[:120]
+        raise EnvironmentFailed(f"another process of this run has ended, or is out of reach ({reason} ...)") from error
