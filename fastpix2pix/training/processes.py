@@ -136,6 +136,9 @@ def joined(device: str) -> Iterator[tuple[Group, torch.device]]:
     if size == 1:
         yield ALONE, resolve_device(device)
         return
+    # later, as torch.optim imports it, its default arguments would keep the group and its connections open
+    import torch.distributed.nn.functional  # noqa: F401
+
     store, rank, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
     store = dist.PrefixStore(f"fastpix2pix-{next(_groups)}", store)
     own = None

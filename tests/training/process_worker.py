@@ -47,6 +47,7 @@ def train(data: str, out: str, resume: bool = False, **options: object) -> dict:
 
 
 def main() -> None:
+    print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         task = json.loads(line)
         try:

@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 
 from fastpix2pix.config import train_config
 from fastpix2pix.data.batches import Feed
+from fastpix2pix.data.check import default_threads
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.training import checkpoint, processes
 from fastpix2pix.training.graph import eager_reasons, use_graph
 from fastpix2pix.training.loop import train
 from fastpix2pix.training.losses import gan_loss, seen_by_discriminator
+from fastpix2pix.training.pool import ImagePool
 from fastpix2pix.training.processes import ALONE, Agreement, Group, joined, own_device
 from fastpix2pix.training.report import read_metrics
 from fastpix2pix.training.step import build_state
@@ -58,6 +60,7 @@ class Two:
             )
             for rank in range(2)
         ]
+        assert self.end() == ["ready"] * 2
 
     def begin(self, do: str, *given: dict) -> None:
         """Start a task, with the arguments of each process, or the same for both."""
@@ -65,7 +68,7 @@ class Two:
             process.stdin.write(json.dumps({"do": do, "given": own}) + "\n")
             process.stdin.flush()
 
-    def end(self) -> list[dict]:
+    def end(self) -> list:
         return [json.loads(process.stdout.readline()) for process in self.processes]
 
     def __call__(self, do: str, *given: dict) -> list[dict]:
@@ -106,6 +109,25 @@ def test_batches_of_all_processes_are_the_batch_of_one(pairs, batch, size):
 
     slices = zip(*(items(batch, rank, size) for rank in range(size)), strict=True)
     assert [[item for part in parts for item in part] for parts in slices] == items(size * batch, 0, 1)
+
+
+def test_error_in_one_process_ends_both_and_is_told_once(tmp_path, two, pairs, small):
+    """The first test of the two: what is imported during their first run must not keep its connections open."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in (pairs / "train").iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    (data / "3.png").write_bytes((data / "3.png").read_bytes()[:100])
+    options = small | {"data": str(data), "out": str(tmp_path / "run"), "batch": 1, "check_data": False}
+    began = time.monotonic()
+    answers = two("train", options)
+    assert time.monotonic() - began < 20
+    (told,) = [answer for answer in answers if answer["error"] != "SystemExit"]
+    assert told["error"] == "InputError"
+    assert "3.png" in told["text"]
+    answers = two("train", options | {"out": str(tmp_path / "other"), "check_data": True})  # process 0 alone finds it
+    assert answers[0]["error"] == "InputError"
+    assert answers[1] == {"error": "SystemExit", "text": "3"}
 
 
 @pytest.mark.parametrize("options", [{"step": "modules", "dropout": "none"}, {"step": "explicit", "impl": "reference"}])
@@ -206,6 +228,18 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, two, pairs, small):
         train(options["data"], tmp_path / "parts", resume=True, quiet=True)
 
 
+def test_run_of_two_processes_is_the_run_of_one_with_their_batch(tmp_path, two, pairs, small):
+    """Order, gradients, losses and epochs, from the images to the figures."""
+    options = small | {"norm": "instance", "dropout": "none", "epochs": 4, "log_steps": 2}
+    two("train", options | {"data": str(pairs / "train"), "out": str(tmp_path / "two"), "batch": 1})
+    train(pairs / "train", tmp_path / "one", quiet=True, **options)
+    found, expected = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+    assert [r["step"] for r in found] == [r["step"] for r in expected] == [2, 4, 6, 8, 10]
+    for a, b in zip(found, expected, strict=True):
+        assert (a["epoch"], a["lr"]) == (b["epoch"], b["lr"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
 def test_process_0_alone_writes_and_validates(tmp_path, two, pairs, small):
     """Process 1 is given another folder, which never comes to be."""
     options = small | {"data": str(pairs), "epochs": 4, "validate_epochs": 2}
@@ -234,22 +268,11 @@ def test_one_process_stops_and_both_end_at_the_same_step(tmp_path, two, pairs, s
     assert int(checkpoint.newest(run).name) == first["step"]
 
 
-def test_error_in_one_process_ends_both_and_is_told_once(tmp_path, two, pairs, small):
-    data = tmp_path / "data"
-    data.mkdir()
-    for path in (pairs / "train").iterdir():
-        (data / path.name).write_bytes(path.read_bytes())
-    (data / "3.png").write_bytes((data / "3.png").read_bytes()[:100])
-    options = small | {"data": str(data), "out": str(tmp_path / "run"), "batch": 1, "check_data": False}
-    began = time.monotonic()
-    answers = two("train", options)
-    assert time.monotonic() - began < 10
-    (told,) = [answer for answer in answers if answer["error"] != "SystemExit"]
-    assert told["error"] == "InputError"
-    assert "3.png" in told["text"]
-    answers = two("train", options | {"out": str(tmp_path / "other"), "check_data": True})  # process 0 alone finds it
-    assert answers[0]["error"] == "InputError"
-    assert answers[1] == {"error": "SystemExit", "text": "3"}
+def test_one_process_wants_a_checkpoint_and_both_save(tmp_path, two, pairs, small):
+    options = small | {"data": str(pairs / "train"), "out": str(tmp_path / "run"), "max_steps": 3}
+    done = two("train", options, options | {"checkpoint_minutes": 1e-6})
+    assert [answer["step"] for answer in done] == [3, 3]
+    assert len(checkpoint.all_checkpoints(tmp_path / "run")) == 2
 
 
 def test_exploding_run_is_told_once_and_keeps_no_broken_weights(tmp_path, two, pairs, small):
@@ -315,6 +338,18 @@ def test_alone_without_torchrun(monkeypatch):
     assert (group.first(lambda: 7), group.from_others(lambda: 7), group.highest(3, 4)) == (7, [], (3, 4))
     agree = Agreement(group, -2)
     assert [agree(wish) for wish in (-2, -1, 15)] == [-2, -1, 15]
+
+
+def test_workers_share_the_cores_of_their_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    assert [default_threads(here) for here in (1, 2, 4, 32)] == [8, 7, 3, 1]
+
+
+def test_pools_of_processes_decide_differently():
+    batch = torch.arange(40.0).view(40, 1, 1, 1)
+    shown = [ImagePool(5, seed=1, rank=rank).query(batch, 0) for rank in (0, 0, 1)]
+    assert torch.equal(shown[0], shown[1])
+    assert not torch.equal(shown[0], shown[2])
 
 
 def test_processes_ask_each_other_seldom(monkeypatch):
