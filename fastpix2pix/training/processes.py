@@ -113,7 +113,7 @@ class Agreement:
             return self.otherwise
         now = time.monotonic()
         agreed, pace = self.group.highest(wish, (now - self.asked) / self.steps)
-        self.asked, self.steps, self.every = time.monotonic(), 0, max(1, int(ASKED_EVERY / pace))
+        self.asked, self.steps, self.every = time.monotonic(), 0, max(1, int(ASKED_EVERY / max(pace, 1e-3)))
         return int(agreed)
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,13 @@ class Two:
             process.stdin.flush()
 
     def end(self) -> list:
-        return [json.loads(process.stdout.readline()) for process in self.processes]
+        """The answers; an error where one of them hangs."""
+        alarm = threading.Timer(90, self.close)
+        alarm.start()
+        try:
+            return [json.loads(process.stdout.readline()) for process in self.processes]
+        finally:
+            alarm.cancel()
 
     def __call__(self, do: str, *given: dict) -> list[dict]:
         self.begin(do, *given)
@@ -308,7 +315,7 @@ def test_ctrl_c_to_torchrun_leaves_a_complete_checkpoint(tmp_path, pairs, small)
     run, small = tmp_path / "run", {k: v for k, v in small.items() if k != "tensorboard"}
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in small.items()]
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *("-m", "fastpix2pix", "train", str(pairs / "train"), "--out", str(run), "--no-tensorboard"),
         *(*flags, "--epochs=100000"),
     ]
