@@ -37,13 +37,16 @@ class TrainCommand:
         from .training.loop import run
 
         result = run(self.training, self.data, self.out, resume=self.resume)
+        code = {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 0)
+        if result.rank:
+            return code
         if result.validation:
             show_table("modes", result.validation)
         if result.best:
             say(f"best: {self.out / 'best.safetensors'} (step {result.best['step']}, modes {result.best['modes']})")
         how = {"done": "finished", "time": "stopped by --max-minutes"}.get(result.stopped, result.stopped)
         say(f"{how} at step {result.step} after {result.seconds:.0f} s; look at {self.out / 'index.html'}")
-        return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 0)
+        return code
 
 
 @dataclass(frozen=True)

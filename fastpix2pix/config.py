@@ -137,7 +137,7 @@ class Train:
     objective: Literal["l1+cgan", "l1+gan", "cgan", "gan", "l1"] = "l1+cgan"  # the paper's loss and its ablations
     gan_loss: Literal["bce", "lsgan"] = "bce"  # on the discriminator's logits
     lambda_l1: float = 100.0  # weight of the L1 loss
-    batch: int = 1  # pairs per step
+    batch: int = 1  # pairs per step; under torchrun of every process, so a step takes as many times the processes
     epochs: int = 200  # passes over the data
     schedule: Literal["linear", "constant"] = "linear"  # linear: the rate falls to zero over the last decay_epochs
     decay_epochs: int | None = None  # length of the linear decay; default: half of the epochs
@@ -147,7 +147,7 @@ class Train:
     pool: int = 0  # earlier outputs kept to show the discriminator again (image pool); 0 = off
     ema: float = 0.0  # decay per step of an averaged copy of the generator, which is then the model saved; 0 = off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
-    device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
+    device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1; torchrun: a GPU per process
     step: Literal["auto", "modules", "explicit"] = "auto"  # modules and autograd, or explicit passes around own kernels
     impl: Literal["auto", "reference", "triton"] = "auto"  # of the explicit step's kernels: Triton, or plain torch
     graph: Literal["auto", "on", "off"] = "auto"  # the explicit step as one CUDA graph; auto: where that can be done
