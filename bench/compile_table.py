@@ -61,12 +61,20 @@ def kernel_cases(package: str = "fastpix2pix.kernels") -> list[Any]:
 
 
 def compile_case(case: Any, capability: int) -> Compiled:
-    """Compile a fastpix2pix.kernels.dispatch.CompileCase."""
+    """What a fastpix2pix.kernels.dispatch.CompileCase becomes."""
+    binary = binary_of(case, capability)
+    registers, local = _resource_usage(binary.asm["cubin"])
+    return Compiled(registers, local, binary.metadata.shared)
+
+
+def binary_of(case: Any, capability: int) -> Any:
+    """Triton's compiled kernel of a CompileCase."""
     from triton import compile as triton_compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     names = case.kernel.arg_names
+    case = case._replace(constexprs={p.name: p.default for p in case.kernel.params if p.has_default} | case.constexprs)
     if unknown := {*case.signature, *case.constexprs} ^ set(names):
         raise LookupError(f"{case.kernel.__name__}: {', '.join(sorted(unknown))} not in both the kernel and its case")
     types = {name: case.signature.get(name, "constexpr") for name in names}
@@ -81,9 +89,7 @@ def compile_case(case: Any, capability: int) -> Compiled:
         },
     )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    binary = triton_compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, local = _resource_usage(binary.asm["cubin"])
-    return Compiled(registers, local, binary.metadata.shared)
+    return triton_compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:  # registers, bytes of stack and local memory

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpix2pix.config import Modes, NormStats
 from fastpix2pix.errors import EnvironmentFailed
-from fastpix2pix.kernels.dispatch import Launch, recorded
 from fastpix2pix.model import Unet, build_generator
 from fastpix2pix.runtime.triton_engine import TritonEngine
 
 from .baselines import graphed_translate
 from .devices import Setting, synthetic_pairs
-from .frame_rates import SIZES
 from .report import Mismatch, Report, Skipped, Values
 from .timing import WARM_UP, Timing, interleaved
 
@@ -56,7 +53,8 @@ def _run_modes(report: Report, at: Setting, net: Unet, modes: Modes, x: Tensor) 
         "eager fp32": (partial(_eager, at, net, modes, torch.float32), 0.0),
         "eager fp16": (partial(_eager, at, net, modes, torch.float16), 0.0),
         "eager fp16, CUDA graph": (partial(_graphed, at, net, modes, x), 0.0),
-        "own kernels fp16, CUDA graph": (partial(_own, at, net, modes), kernels),
+        "own kernels fp16, CUDA graph": (partial(_own, at, net, modes, False), kernels),
+        "own kernels fp16 that overlap, CUDA graph": (partial(_own, at, net, modes, True), kernels),
         "engine fp16, CUDA graph": (partial(_engine, at, net, modes, x), building),
         "torch.compile fp16": (partial(_compiled, at, net, modes), compiling),
     }
@@ -66,22 +64,6 @@ def _run_modes(report: Report, at: Setting, net: Unet, modes: Modes, x: Tensor) 
         report.run(PART, f"{row}: check", partial(_check, make, x, wanted, ready, row), needs=needs, required=required)
     if ready:
         report.run(PART, f"batch {len(x)} {modes.norm_stats} timing", lambda: _time(report, at, x, ready))
-
-
-def kernel_launches(at: Setting) -> Iterator[Launch]:
-    """Of the Triton engine, here and in the part of frames; nothing starts, so that they can be compiled ahead."""
-    config = at.config(at.batches[0])
-    net, multiple = build_generator(config.generator).eval(), config.generator.multiple
-    crop = config.data.crop_size
-    asked = [("fp16", Modes(norm_stats=s), at.batches[0], crop, crop) for s in get_args(NormStats)]
-    padded = [(-(-h // multiple) * multiple, -(-w // multiple) * multiple) for h, w in SIZES]
-    asked += [("bf16", Modes(norm_stats="running"), 1, h, w) for h, w in padded]
-    for precision, modes, batch, *size in asked:
-        with recorded(run=False) as tape:
-            engine = TritonEngine(net, modes, torch.device("cpu"), precision)
-            with FakeTensorMode(allow_non_fake_inputs=True):
-                engine.translate(torch.empty(batch, 3, *size).to(memory_format=torch.channels_last))
-        yield from tape
 
 
 def _check(make: Callable[[], Translate], x: Tensor, wanted: Tensor, ready: dict[str, Translate], row: str) -> Values:
@@ -122,12 +104,12 @@ def _eager(at: Setting, net: Unet, modes: Modes, dtype: torch.dtype) -> Translat
     return translate
 
 
-def _own(at: Setting, net: Unet, modes: Modes) -> Translate:
-    """The Triton engine."""
+def _own(at: Setting, net: Unet, modes: Modes, overlap: bool) -> Translate:
+    """The Triton engine; where its kernels overlap they give the same bits."""
     if at.device.type != "cuda":
         raise Skipped("a CUDA graph needs a CUDA device")
     try:
-        return TritonEngine(net, modes, at.device, "fp16").translate
+        return TritonEngine(net, modes, at.device, "fp16", overlap=overlap).translate
     except EnvironmentFailed as error:
         raise Skipped(str(error)) from None
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +27,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpix2pix.config import Modes, NormStats, Train
-from fastpix2pix.kernels.dispatch import Launch, recorded
+from fastpix2pix.kernels.dispatch import OVERLAP, Launch, recorded
 from fastpix2pix.model import build_generator
 from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.training.convolution import Plans
@@ -136,13 +137,13 @@ def case_launches(at: Setting) -> Iterator[Launch]:
                 yield from tape
 
 
-def engine_launches(at: Setting) -> Iterator[Launch]:
+def engine_launches(at: Setting, overlaps: Sequence[bool] = (False, True)) -> Iterator[Launch]:
     """Of the Triton engine, at the sizes that are timed."""
     net = build_generator(at.config(1).generator).eval()
     multiple = net.config.multiple
-    for statistics, precision in product(get_args(NormStats), ("fp16", "bf16")):
+    for statistics, precision, overlap in product(get_args(NormStats), ("fp16", "bf16"), overlaps):
         with recorded(run=False) as tape:
-            engine = TritonEngine(net, Modes(norm_stats=statistics), CPU, precision)
+            engine = TritonEngine(net, Modes(norm_stats=statistics), CPU, precision, overlap=overlap)
             for size in SIZES:
                 height, width = (-(-side // multiple) * multiple for side in size)
                 with FakeTensorMode(allow_non_fake_inputs=True):
@@ -232,7 +233,8 @@ def ahead(device: str) -> int:
 def ahead_share(capability: int, number: int, of: int) -> int:
     """Every `of`-th launch; 1 where one could not be compiled."""
     at = setting(CPU, small=False)
-    kinds = step_launches, trial_launches, engine_launches, case_launches
+    engines = partial(engine_launches, overlaps=(False, True) if capability >= OVERLAP else (False,))
+    kinds = step_launches, trial_launches, engines, case_launches
     mine = distinct(launch for kind in kinds for launch in kind(at))[number::of]
     _without_gpu(capability)
     failed = 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from .config import Bench, Build, Direction, Infer, Noise, NormStats, Stream, Train
+from .config import Bench, Build, Direction, Fitted, Infer, Noise, NormStats, Stream, Train
 from .console import say, show_table, write_json
 from .errors import InputError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _Model = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors file or junyanz .pth")]
 _AnyModel = Annotated[Positional[Path], arg(metavar="MODEL", help="run folder, .safetensors, .pth, .onnx or an engine")]
-_PAIRS = "folder of A|B files, or with A/ and B/; train/ and val/ below or above them"
+_PAIRS = "folder of A|B files, with A/ and B/, or of tar shards; train/ and val/ below or above them"
 _Pairs = Annotated[Positional[Path], arg(metavar="DATA", help=_PAIRS)]
 _JsonFile = Annotated[str | None, arg(metavar="FILE")]
 
@@ -37,13 +37,16 @@ class TrainCommand:
         from .training.loop import run
 
         result = run(self.training, self.data, self.out, resume=self.resume)
+        code = {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 0)
+        if result.rank:
+            return code
         if result.validation:
             show_table("modes", result.validation)
         if result.best:
             say(f"best: {self.out / 'best.safetensors'} (step {result.best['step']}, modes {result.best['modes']})")
         how = {"done": "finished", "time": "stopped by --max-minutes"}.get(result.stopped, result.stopped)
         say(f"{how} at step {result.step} after {result.seconds:.0f} s; look at {self.out / 'index.html'}")
-        return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 0)
+        return code
 
 
 @dataclass(frozen=True)
@@ -135,17 +138,24 @@ class InferCommand:
         from .profiling import Profile, ProfiledEngine
         from .runtime.translate import translate_files
 
+        self._refuse_options_of_videos()
         with ExitStack() as opened:
             stop = opened.enter_context(Interrupt())
             g, progress = self._load(opened, stop), opened.enter_context(Progress("infer"))
             folder = self.translation.profile
             profile = opened.enter_context(Profile(Path(folder) if folder else None, skipped=2))
             g.engine = ProfiledEngine(g.engine, profile) if folder else g.engine
-            summary = translate_files(g, sources, sink, self.translation, progress.count, stop)
+            summary = translate_files(g, sources, sink, self.translation, progress.count, stop, self.streaming)
         for line in profile.lines():
             say(line)
         say(f"{summary.count} images in {summary.seconds:.1f} s -> {sink}")
         return 0 if stop.signal is None else 128 + stop.signal
+
+    def _refuse_options_of_videos(self) -> None:
+        of_both = {one.name for one in fields(Fitted)}
+        for one in fields(Stream):
+            if one.name not in of_both and getattr(self.streaming, one.name) != one.default:
+                raise InputError(f"{one.name}: is for videos; the sources are images")
 
     def _videos(self, sources: list[str], sink: str) -> int:
         from .console import Progress
@@ -290,6 +300,27 @@ class DataCombineCommand:
 
 
 @dataclass(frozen=True)
+class DataShardCommand:
+    """Write the pairs of a folder into tar archives, which `train` and `eval` read like the folder."""
+
+    data: _Pairs
+    out: Path  # folder for train-000000.tar, ...
+    megabytes: int = 256  # size of an archive at which the next one is begun
+    overwrite: bool = False  # replace the folder if it exists
+
+    def __call__(self) -> int:
+        from .console import Progress
+        from .data.shards import write_shards
+
+        with Progress("shard") as progress:
+            count = write_shards(
+                self.data, self.out, megabytes=self.megabytes, overwrite=self.overwrite, progress=progress.count
+            )
+        say(f"{count} archives -> {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
 class DataDemoCommand:
     """Paint a set of facades: label maps (A, left) and pictures (B, right)."""
 
@@ -409,13 +440,14 @@ class DoctorCommand:
 DataCommand = (
     Annotated[DataCheckCommand, subcommand("check")]
     | Annotated[DataCombineCommand, subcommand("combine")]
+    | Annotated[DataShardCommand, subcommand("shard")]
     | Annotated[DataDemoCommand, subcommand("demo")]
 )
 
 
 @dataclass(frozen=True)
 class DataCommands:
-    """Check, combine or make pairs."""
+    """Check, combine, pack or make pairs."""
 
     command: OmitArgPrefixes[DataCommand]
 

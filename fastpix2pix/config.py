@@ -137,7 +137,7 @@ class Train:
     objective: Literal["l1+cgan", "l1+gan", "cgan", "gan", "l1"] = "l1+cgan"  # the paper's loss and its ablations
     gan_loss: Literal["bce", "lsgan"] = "bce"  # on the discriminator's logits
     lambda_l1: float = 100.0  # weight of the L1 loss
-    batch: int = 1  # pairs per step
+    batch: int = 1  # pairs per step; under torchrun of every process, so a step takes as many times the processes
     epochs: int = 200  # passes over the data
     schedule: Literal["linear", "constant"] = "linear"  # linear: the rate falls to zero over the last decay_epochs
     decay_epochs: int | None = None  # length of the linear decay; default: half of the epochs
@@ -147,7 +147,7 @@ class Train:
     pool: int = 0  # earlier outputs kept to show the discriminator again (image pool); 0 = off
     ema: float = 0.0  # decay per step of an averaged copy of the generator, which is then the model saved; 0 = off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
-    device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
+    device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1; torchrun: a GPU per process
     step: Literal["auto", "modules", "explicit"] = "auto"  # modules and autograd, or explicit passes around own kernels
     impl: Literal["auto", "reference", "triton"] = "auto"  # of the explicit step's kernels: Triton, or plain torch
     graph: Literal["auto", "on", "off"] = "auto"  # the explicit step as one CUDA graph; auto: where that can be done
@@ -269,12 +269,32 @@ class Raw:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Translate video."""
+class Fitted:
+    """How pictures get into a network, of images and of video."""
 
     fit: Fit = "pad"  # pad: the source's own size; resize: to --size; crop: centre, to --size; tile: in squares
     size: str | None = None  # height x width, as 256 or 256x512; default of resize and crop: the size trained on
     tile: int = 512  # side of the squares of fit = tile, pixels; they overlap by a quarter
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(self.tile > 0, f"tile = {self.tile}: must be positive")
+        _ = self.sides
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """(height, width) of --size."""
+        if self.size is None:
+            return None
+        sides = _numbers("size", str(self.size).split("x"), str(self.size))
+        _check(len(sides) in (1, 2), f"size = {self.size}: allowed are 256 and 256x512 (height x width)")
+        return sides[0], sides[-1]
+
+
+@dataclass(frozen=True)
+class Stream(Fitted):
+    """Translate video; fit, size and tile are of images too."""
+
     live: bool = False  # real time: never behind the source, late frames are dropped; files play at their own speed
     fps: float | None = None  # frames per second of a folder of images read as a video; default 25
     raw: str | None = None  # what stdin (-) brings without a container: rgb24:1280x720@30 (pixels:width x height@fps)
@@ -293,8 +313,8 @@ class Stream:
     stats: str | None = None  # file for the figures of the run as JSON
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        for name in ("tile", "fps", "timeout"):
+        super().__post_init__()
+        for name in ("fps", "timeout"):
             value = getattr(self, name)
             _check(value is None or value > 0, f"{name} = {value}: must be positive")
         for name in ("stream", "quality", "reconnects", "max_frames"):
@@ -302,16 +322,7 @@ class Stream:
             _check(value is None or value >= 0, f"{name} = {value}: must not be negative")
         _check(0 <= self.steady < 1, f"steady = {self.steady}: must be in [0, 1)")
         _check(self.preview is None or 0 <= self.preview < 2**16, f"preview = {self.preview}: a port is 0 to 65535")
-        _ = self.sides, self.raw_format
-
-    @property
-    def sides(self) -> tuple[int, int] | None:
-        """(height, width) of --size."""
-        if self.size is None:
-            return None
-        sides = _numbers("size", str(self.size).split("x"), str(self.size))
-        _check(len(sides) in (1, 2), f"size = {self.size}: allowed are 256 and 256x512 (height x width)")
-        return sides[0], sides[-1]
+        _ = self.raw_format
 
     @property
     def raw_format(self) -> Raw | None:

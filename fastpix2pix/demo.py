@@ -1,8 +1,9 @@
-"""The whole way in a few minutes on a small machine: paint pairs, train, evaluate, translate."""
+"""The whole way in a few minutes on a small machine: paint pairs, train, evaluate, translate pictures and a video."""
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from .console import Progress, say
 from .data.images import read_image, write_image
 from .data.pairs import find_pairs, read_pair
 from .data.synthetic import write_demo_set
-from .errors import InputError
+from .errors import EnvironmentFailed, InputError
 from .evaluation import evaluate
 from .runtime.load import load
 from .runtime.translate import translate_files
+from .runtime.translator import Translator
 from .training.loop import train
 from .training.report import grid
 
@@ -54,6 +56,7 @@ def demo(out: Path, *, minutes: float = 3.0, device: str = "auto") -> int:
     sheet = out / "samples.png"
     write_image(sheet, contact_sheet(data, pictures))
     shutil.copyfile(run / "curves.png", out / "curves.png")
+    film = street(data, g, out / "street.mp4")
 
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in OPTIONS.items() if name != "epochs")
     say(
@@ -62,16 +65,40 @@ def demo(out: Path, *, minutes: float = 3.0, device: str = "auto") -> int:
 PSNR {found.psnr:.1f} dB, SSIM {found.ssim:.2f}, match@1 {found.match:.2f} (chance {1 / found.images:.2f})
 
 look at   {sheet}   (input | output | target)
+          {film}
           {out / "curves.png"}
           {run / "index.html"}
 
 go on     fastpix2pix train {data} --out {run} --resume --epochs 200 --max-minutes 0
           fastpix2pix infer {run} {data / "val"} {out / "more"} --direction AtoB --side-by-side
+          fastpix2pix infer {run} VIDEO out.mp4
 your own  fastpix2pix data check PAIRS
           fastpix2pix train PAIRS --out RUN                (256x256, the paper's networks)
 this one  fastpix2pix train {data} --out RUN {flags}"""
     )
     return 0
+
+
+def street(
+    data: Path,
+    g: Translator,
+    out: Path,  # .mp4
+    frames: int = 75,
+    step: int = 4,  # pixels from frame to frame
+) -> str:  # where it is, or why it is not
+    """A walk along the houses of the validation labels, translated frame by frame, as a video of 25 frames a second."""
+    try:
+        from .streaming.stream import Stream
+    except EnvironmentFailed as error:
+        return f"(no video: {error})"
+
+    labels = [read_pair(pair, "AtoB", 3, 3)[0] for pair in find_pairs(data, "val")]
+    houses = np.concatenate(labels[: (frames * step + 2 * SIZE) // SIZE + 1], axis=1)
+    with tempfile.TemporaryDirectory() as folder:
+        for k in range(frames):
+            write_image(Path(folder) / f"{k:03d}.png", houses[:, k * step : k * step + 2 * SIZE])
+        Stream(g, folder, out, fps=25).run()
+    return f"{out}   (a walk along unseen labels, translated)"
 
 
 def contact_sheet(

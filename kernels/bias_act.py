@@ -13,6 +13,7 @@ from torch import Tensor
 from ._triton import jit, tl
 from .activations import ACTIVATIONS, activate, times_derivative
 from .dispatch import CompileCase, choose, launch
+from .overlap import enter
 from .rows import (
     Output,
     check_partials,
@@ -156,7 +157,9 @@ def _bias_act_fwd_kernel(
     ACT2: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
+    enter(OVERLAP)
     col = tl.program_id(0) * BC + tl.arange(0, BC)
     start = tl.program_id(1) * tile_rows
     for first in range(start, tl.minimum(start + tile_rows, rows), BM):

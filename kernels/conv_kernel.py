@@ -10,6 +10,7 @@ from .activations import activate, times_derivative
 from .conv_plan import DEEP, FLAT, LARGE, SMALL, THIN, Shape
 from .dispatch import CompileCase
 from .geometry import Gather, Geometry, dot
+from .overlap import enter, prefetch
 
 
 @jit
@@ -74,9 +75,11 @@ def _conv_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     columns = tl.cdiv(CO, BN)
-    col = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
+    first_col = (tl.program_id(0) % columns) * BN
+    col = first_col + tl.arange(0, BN)
     tile = tl.program_id(0) // columns
     group, tile = tile // tiles, tile % tiles
     part, split = tl.program_id(1) % (PARITIES * PARITIES), tl.program_id(1) // (PARITIES * PARITIES)
@@ -91,6 +94,7 @@ def _conv_kernel(
 
     acc = tl.zeros((BM, BN), tl.float32)
     if FLAT:
+        enter(OVERLAP)
         base = xa + image * (H * W) * lda
         for first in range(0, TAPS * TAPS * CA, BK):
             k = first + tl.arange(0, BK)
@@ -110,7 +114,23 @@ def _conv_kernel(
         wide = tl.maximum(high_w - low_w, 0)
         useful = tl.maximum(high_h - low_h, 0) * wide
         tap_split, channel_split = split // channel_splits, split % channel_splits
-        for tap in range(tap_split * tap_share, tl.minimum((tap_split + 1) * tap_share, useful)):
+        first_tap, end_tap = tap_split * tap_share, tl.minimum((tap_split + 1) * tap_share, useful)
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            if SPLIT:  # one program alone reads its part of the kernel
+                for tap in range(first_tap, end_tap):
+                    th, tw = low_h + tap // wide, low_w + tap % wide
+                    wt = w + ((kh + KSTEP * th) * KERNEL + kw + KSTEP * tw) * stride_tap
+                    _prefetch_source(
+                        wt, CA, channel_split * chunk_a, chunk_a, first_col, CO, stride_k, stride_n, BN, BK
+                    )
+                    if xb is not None:
+                        _prefetch_source(
+                            wt + CA * stride_k, CB, channel_split * chunk_b, chunk_b, first_col, CO, stride_k, stride_n,
+                            BN, BK,
+                        )  # fmt: skip
+            tl.extra.cuda.gdc_wait()
+        for tap in range(first_tap, end_tap):
             th, tw = low_h + tap // wide, low_w + tap % wide
             ih, iw = fh + th, fw + tw
             ok = inside & (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
@@ -208,6 +228,23 @@ def _add_source(
             b = tl.load(at, mask=(k < last)[:, None] & (col < CO)[None, :], other=0.0)
         acc = dot(a, b, acc, UPCAST)
     return acc
+
+
+@jit
+def _prefetch_source(
+    w, C, first, count, first_col, CO, stride_k, stride_n, BN: tl.constexpr, BK: tl.constexpr, LINE: tl.constexpr = 64
+):
+    """One tap's kernel of the channels that `_add_source` will sum over: an address in LINE numbers (128 bytes)."""
+    last = tl.minimum(first + count, C)
+    for start in range(first, last, BK):
+        if stride_n == 1:
+            each_k = tl.minimum(start + tl.arange(0, BK), last - 1)
+            some_n = tl.minimum(first_col + LINE * tl.arange(0, (BN + LINE - 1) // LINE), CO - 1)
+            prefetch(w + each_k[:, None] * stride_k + some_n[None, :])
+        else:
+            some_k = tl.minimum(start + LINE * tl.arange(0, (BK + LINE - 1) // LINE), last - 1)
+            each_n = tl.minimum(first_col + tl.arange(0, BN), CO - 1)
+            prefetch(w + some_k[:, None] * stride_k + each_n[None, :] * stride_n)
 
 
 @jit

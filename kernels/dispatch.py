@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -100,8 +101,35 @@ def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
         _tapes[:] = [entry for entry in _tapes if entry[0] is not tape]  # by identity: two tapes may be equal
 
 
+OVERLAP = 90  # the compute capability from which kernels can
+_overlapping: ContextVar[bool] = ContextVar("overlapping", default=False)
+
+
+@contextmanager
+def overlapping(on: bool = True) -> Iterator[None]:
+    """Kernels that can (overlap.py) begin while those before them end; only where `overlap_reasons` has none."""
+    token = _overlapping.set(on)
+    try:
+        yield
+    finally:
+        _overlapping.reset(token)
+
+
+def overlap_reasons(device: torch.device) -> list[str]:
+    """Why kernels cannot overlap on a device."""
+    if not _starts():
+        return []
+    if device.type != "cuda" or interpreted:
+        return ["kernels overlap on a GPU only"]
+    major, minor = torch.cuda.get_device_capability(device)
+    capability = 10 * major + minor
+    return [] if capability >= OVERLAP else [f"kernels overlap from sm_{OVERLAP} on; this is sm_{capability}"]
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, read: int, written: int, **options: Any) -> None:
     """Start `kernel[grid](*arguments, **options)`; `read` and `written` are bytes by the kernel's own formula."""
+    if _overlapping.get() and "OVERLAP" in kernel.arg_names:
+        options |= {"OVERLAP": True, "launch_pdl": True}
     run = _starts()
     if _tapes:
         entries = tuple(_entry(argument, run) for argument in arguments)

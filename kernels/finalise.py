@@ -11,6 +11,7 @@ from torch import Tensor
 from ._triton import jit, tl
 from .dispatch import CompileCase, choose, launch
 from .merge import fewer_tiles
+from .overlap import enter
 from .rows import EPS, Running, Statistics, Tiles, compile_case, fp32_reasons, vector_reasons
 from .statistics import group_statistics, of_tiles, update_running
 
@@ -112,7 +113,9 @@ def _finalise_kernel(
     eps,
     LANES: tl.constexpr,
     BC: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
+    enter(OVERLAP)
     col, group = tl.program_id(0) * BC + tl.arange(0, BC), tl.program_id(1)
     inside = col < C
     raw, known = (None, None, 1, 0), (tile_mean, tile_m2, tiles, part_tiles, part_rows, rows_of_tile)

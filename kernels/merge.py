@@ -6,6 +6,7 @@ import torch
 
 from ._triton import jit, tl
 from .dispatch import CompileCase, choose, launch
+from .overlap import enter
 from .rows import Sums, Tiles, compile_case, fp32_reasons, sum_tiles
 from .statistics import merged_runs, merged_tiles, sizes
 
@@ -106,7 +107,9 @@ def _merge_tiles_kernel(
     C,
     CHUNK: tl.constexpr,
     BC: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
+    enter(OVERLAP)
     col = tl.program_id(0) * BC + tl.arange(0, BC)
     into, group = tl.program_id(1), tl.program_id(2)
     part = group * tiles + into // chunks * part_tiles

@@ -16,6 +16,7 @@ from .activations import ACTIVATIONS, activate
 from .dispatch import CompileCase, choose, launch
 from .merge import fewer_tiles
 from .norm_act_backward import hidden, norm_act_backward
+from .overlap import enter
 from .philox import Noise, dropout_scale
 from .rows import (
     EPS,
@@ -187,7 +188,9 @@ def _norm_act_stats_kernel(
     tile_rows,
     BM: tl.constexpr,
     BC: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
+    enter(OVERLAP)
     col = tl.program_id(0) * BC + tl.arange(0, BC)
     tile, group = tl.program_id(1), tl.program_id(2)
     start = group * rows + tile * tile_rows
@@ -235,8 +238,10 @@ def _norm_act_fwd_kernel(
     PER_IMAGE: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     LANES: tl.constexpr = 32
+    enter(OVERLAP)
     col = tl.program_id(0) * BC + tl.arange(0, BC)
     tile, group = tl.program_id(1), tl.program_id(2)
     inside = col < C

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._triton import jit, tl
 from .dispatch import CompileCase, choose, launch
+from .overlap import enter
 
 _BLOCK = 2048  # numbers in registers: 16 per thread
 
@@ -76,7 +77,9 @@ def _sum_splits_kernel(
     DENSE: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
+    enter(OVERLAP)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     lane = tl.arange(0, LANES)
     parts = partials + lane.to(tl.int64)[:, None] * n + i[None, :]

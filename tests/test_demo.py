@@ -1,5 +1,6 @@
 """The demo, cut to seconds: every part runs for real and leaves what it promises."""
 
+import av
 import numpy as np
 
 from fastpix2pix import demo
@@ -13,7 +14,13 @@ def test_demo_leaves_pictures_and_says_how_to_go_on(tmp_path, monkeypatch, capsy
     out, err = capsys.readouterr()
     assert out == ""
     found = {p.name for p in (tmp_path / "demo").iterdir()}
-    assert found == {"facades", "run", "pictures", "samples.png", "curves.png"}
+    assert found == {"facades", "run", "pictures", "samples.png", "curves.png", "street.mp4"}
+    with av.open(str(tmp_path / "demo" / "street.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) == 75 and frames[0].shape == (128, 256, 3)
+    # the walk goes on by 4 pixels a frame: frame 16 starts where frame 0 had its column 64
+    moved = np.abs(frames[16][:, 32:160].astype(int) - frames[0][:, 96:224]).mean()
+    assert moved < np.abs(frames[16].astype(int) - frames[0]).mean()
     assert len(list((tmp_path / "demo" / "pictures").iterdir())) == 24
     sheet = read_image(tmp_path / "demo" / "samples.png")
     assert sheet.shape == (6 * 132 - 4, 6 * 132 - 4, 3)

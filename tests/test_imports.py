@@ -14,6 +14,7 @@ HEAVY = (
 )
 # each may import those to its right, never to its left
 LAYERS = [
+    {"__main__"},
     {"cli"},
     {"commands"},
     {"demo", "doctor", "bench"},

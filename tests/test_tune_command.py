@@ -17,7 +17,7 @@ from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.runtime.triton_tuning import describe, product_error, tune_engine
 from fastpix2pix.training.plans import layers_of, problems
 from fastpix2pix.tuning.cache import PlanCache
-from fastpix2pix.tuning.products import keep_plans, measured_choice
+from fastpix2pix.tuning.products import keep_plans, measured_choice, measured_overlap
 
 TINY = ["--crop-size=32", "--depth=5", "--ngf=4", "--ndf=4", "--n-layers=1", "--device=cpu"]
 CPU = torch.device("cpu")
@@ -64,7 +64,8 @@ def test_a_generator_is_tuned_and_its_products_are_found_again(tmp_path):
     assert found["complete"]
     assert len(found["products"]) == 10
     assert all(isinstance(ms, float) for product in found["products"] for ms in product["ms"].values())
-    assert "with static plans" in describe(found)[-1]
+    assert found["overlap_ms"] == "kernels overlap on a GPU only" and not found["overlap"]
+    assert "with static plans" in describe(found)[-2] and describe(found)[-1].startswith("kernels that overlap: ")
     choose = measured_choice(PlanCache(CPU, tmp_path), "fp32")
     met = []
     engine = TritonEngine(
@@ -80,10 +81,11 @@ def test_what_was_not_measured_is_static(tmp_path):
     problem, other = problems(layer, groups)
     cache = PlanCache(CPU, tmp_path)
     last = conv_candidates(problem)[-1]
-    keep_plans(cache, "bf16", {problem: last})
+    keep_plans(cache, "bf16", {problem: last}, overlap=True)
     assert measured_choice(cache, "bf16")(problem) == last
     assert measured_choice(cache, "bf16")(other) == conv_plan(other)
     assert measured_choice(cache, "fp16")(problem) == conv_plan(problem)
+    assert measured_overlap(cache, "bf16") and not measured_overlap(cache, "fp16")
 
 
 def test_product_errors_are_none_for_right_kernels():

@@ -96,7 +96,7 @@ def _plain(at: Setting, batch: int, workers: int) -> Batches:
             self.draw = lambda index: jitter.draw(0, epoch, index, load, crop, True)
             return super().__getitem__(i)
 
-    files = [pair.a for pair in feed.pairs]
+    files = [pair.a for pair in feed.pairs if isinstance(pair.a, Path)]
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         dataset = Positions(files, load, crop, lambda i: (0, 0, False))

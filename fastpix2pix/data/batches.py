@@ -25,7 +25,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """Batches start .. stop-1 of the endless training order; batch k is the positions k*batch .. (k+1)*batch - 1."""
+    """Batches start .. stop-1 of the endless training order; batch k is the positions k*batch .. (k+1)*batch - 1.
+
+    Of several processes, each takes its slice of every batch of processes*batch pairs, and counts its own positions.
+    """
 
     pairs: Sequence[Pair]  # all seen once per epoch; the training order is of their indices
     data: Data  # direction, sizes, flip, workers and loader
@@ -36,15 +39,20 @@ class Feed:
     start: int  # number of the first batch, from 0
     stop: int  # number after the last batch
     device: torch.device  # where the batches lie
+    rank: int = 0  # of this process
+    processes: int = 1  # that share every step
+    here: int = 1  # of them, those on this machine
 
     @property
     def workers(self) -> int:
         """The number of workers with its default filled in: cores - 1, between 1 and 8."""
-        return default_threads() if self.data.workers is None else self.data.workers
+        return default_threads(self.here) if self.data.workers is None else self.data.workers
 
     def item(self, p: int) -> tuple[Pair, jitter.Jitter]:
-        """The pair at position p and its jitter."""
-        epoch, index = jitter.item(self.seed, p, len(self.pairs))
+        """The pair at this process's position p and its jitter."""
+        step, i = divmod(p, self.batch)
+        position = (step * self.processes + self.rank) * self.batch + i
+        epoch, index = jitter.item(self.seed, position, len(self.pairs))
         drawn = jitter.draw(self.seed, epoch, index, self.data.load, self.data.crop_size, self.data.flip)
         return self.pairs[index], drawn
 

@@ -41,10 +41,10 @@ class Report:
         return ", ".join([*parts, f"{len(self.problems)} problems"])
 
 
-def default_threads() -> int:
-    """Cores this process may use, less one for the caller, between 1 and 8."""
+def default_threads(processes: int = 1) -> int:
+    """Cores this process may use, shared by so many, less one for the caller, between 1 and 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores - 1, 1), 8)
+    return min(max(cores // processes - 1, 1), 8)
 
 
 def _pooled(work: Callable, items: list, threads: int | None, progress: Progress | None) -> Iterator:

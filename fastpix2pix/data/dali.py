@@ -11,7 +11,6 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,13 @@ from PIL import Image
 from ..errors import EnvironmentFailed, InputError
 from .batches import CHUNK, Batch, Feed, nchw
 from .images import MAX_PIXELS, READ_FORMATS, orientation
+from .members import File
 from .pairs import Pair, first_ten, read_pair
 
 PREFETCH = 2  # chunks DALI works on ahead
 
 
-def _refusal(path: Path, side_by_side: bool) -> str | None:
+def _refusal(path: File, side_by_side: bool) -> str | None:
     """Why DALI would not read a file as Pillow does, from its header."""
     try:
         with path.open("rb") as file:
@@ -81,7 +81,7 @@ def not_supported_reasons(pairs: Sequence[Pair], in_channels: int, out_channels:
     return reasons + list(_file_reasons(tuple(pairs)))
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: File) -> np.ndarray:
     try:
         return np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
+from .members import File, Member
 
 if TYPE_CHECKING:
     import torch
@@ -74,14 +75,14 @@ def to_8_bit(image: Image.Image) -> Image.Image:
     return image
 
 
-def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(path: str | File, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The first frame of a file, fully decoded, upright and 8 bit, in one of Pillow's modes.
 
     16-bit gray is scaled by v / 257 and rounded; of 16-bit colour Pillow keeps the high byte. Anything that is not
     a whole image of a known format, has over max_pixels, or has 32-bit samples raises InputError naming the file.
     """
     try:
-        with Image.open(path, formats=READ_FORMATS) as image:
+        with Image.open(path.open() if isinstance(path, Member) else path, formats=READ_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise InputError(

@@ -69,19 +69,20 @@ def item(seed: int, p: int, n: int) -> tuple[int, int]:
 
 def resize(
     image: np.ndarray,  # [H, W, C] uint8, C = 1, 3 or 4
-    size: int,
+    size: int | tuple[int, int],  # both sides, or height and width
 ) -> np.ndarray:
-    """Pillow's bicubic (with antialiasing) to [size, size, C]; an image of that size already is returned as it is.
+    """Pillow's bicubic (with antialiasing) to [*size, C]; an image of that size already is returned as it is.
 
     Every channel is resized by itself, the fourth like the others.
     """
     height, width, channels = image.shape
-    if (height, width) == (size, size):
+    tall, wide = (size, size) if isinstance(size, int) else size
+    if (height, width) == (tall, wide):
         return image
     # CMYK stands for any four channels: as RGBA, Pillow would weight the colours by the alpha.
     mode = {1: "L", 3: "RGB", 4: "CMYK"}[channels]
     picture = Image.frombytes(mode, (width, height), np.ascontiguousarray(image).tobytes())
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).reshape(size, size, channels)
+    return np.asarray(picture.resize((wide, tall), Image.Resampling.BICUBIC)).reshape(tall, wide, channels)
 
 
 def apply(

@@ -6,19 +6,22 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ..config import Direction
 from ..errors import InputError
 from .images import IMAGE_SUFFIXES, as_array, open_image
+from .members import File, Member, members
 
 SPLITS = ("train", "val", "test", "valid")
 LAYOUTS = (
     "ROOT/<split>/*.jpg or ROOT/*.jpg (A|B side by side), ROOT/<split>/A + ROOT/<split>/B, ROOT/A + ROOT/B, "
-    "ROOT/A/<split> + ROOT/B/<split>; a split is train or val (or test, valid)"
+    "ROOT/A/<split> + ROOT/B/<split>, or tar archives ROOT/<split>-*.tar, ROOT/<split>/*.tar, ROOT/*.tar; a split is "
+    "train or val (or test, valid)"
 )
+_SIDE = re.compile(r"(.+)\.(ab|a|b)", re.IGNORECASE)  # stems inside an archive; without a side, a file is A|B
 _FOLDERS = {"val": ("val", "test", "valid")}  # folders looked for, in this order
 
 
@@ -27,15 +30,15 @@ class Pair:
     """One training example."""
 
     name: str  # file name without suffix, unique in its split
-    a: Path  # image A, or A|B side by side where b is None: left half A, right half B
-    b: Path | None  # image B
+    a: File  # image A, or A|B side by side where b is None: left half A, right half B
+    b: File | None  # image B
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is wrong with one file or folder."""
 
-    path: Path
+    path: File
     reason: str
 
     def __str__(self) -> str:
@@ -120,9 +123,55 @@ def match(a: Path, b: Path | None) -> tuple[list[Pair], list[Problem]]:
     return [Pair(k, images[k], others[k] if b is not None else None) for k in names], problems
 
 
+def archives(root: Path, split: str) -> list[Path]:
+    """The tar archives of a split: <split>-*.tar, those in a folder of its name, or for train those without a split."""
+    for name in _FOLDERS.get(split, (split,)):
+        if found := sorted([*root.glob(f"{name}-*.tar"), *(root / name).glob("*.tar")]):
+            return found
+    ours = sorted(root.glob("*.tar")) if split == "train" else []
+    return [path for path in ours if path.name.partition("-")[0] not in SPLITS]
+
+
+def match_members(tars: Sequence[Path]) -> tuple[list[Pair], list[Problem]]:
+    """match, of files in archives: <name>.a.jpg and <name>.b.jpg, or <name>.ab.jpg or <name>.jpg that is A|B."""
+    found: dict[str, dict[str, Member]] = {}
+    problems: list[Problem] = []
+    for member in (member for tar in tars for member in members(tar)):
+        path = PurePosixPath(member.name)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        stem = str(path.with_suffix(""))
+        name, side = (parts[1], parts[2].lower()) if (parts := _SIDE.fullmatch(stem)) else (stem, "ab")
+        twin = found.setdefault(name, {}).setdefault(side, member)
+        if twin is not member:
+            problems.append(Problem(member, f"same name as {twin}; keep one of them"))
+    if not found:
+        raise InputError(f"{first_ten([str(tar) for tar in tars])}: no images inside; accepted: {LAYOUTS}")
+    pairs = []
+    for name in sorted(found, key=_natural):
+        sides = found[name]
+        if sides.keys() == {"a", "b"}:
+            pairs.append(Pair(name, sides["a"], sides["b"]))
+        elif sides.keys() == {"ab"}:
+            pairs.append(Pair(name, sides["ab"], None))
+        elif "ab" in sides:
+            problems += [
+                Problem(sides[side], f"same name as {sides['ab']}; keep one") for side in sides.keys() - {"ab"}
+            ]
+        else:
+            ((side, member),) = sides.items()
+            problems.append(Problem(member, f"no partner {name}.{'b' if side == 'a' else 'a'}"))
+    return pairs, problems
+
+
 def scan(root: str | Path, split: str) -> tuple[list[Pair], list[Problem]]:
     """find_pairs without its last refusal: the pairs there are, and the files that are in none."""
-    return match(*_locate(Path(root), split))
+    root = Path(root)
+    if tars := archives(root, split):
+        if beside := [path.name for path in tars if _images(path.parent)[0]]:
+            raise InputError(f"{root} has archives ({first_ten(beside)}) and images beside them; keep one of the two")
+        return match_members(tars)
+    return match(*_locate(root, split))
 
 
 def find_pairs(root: str | Path, split: str) -> list[Pair]:
@@ -130,8 +179,9 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
 
     Layouts: ROOT/<split>/*.jpg and ROOT/*.jpg hold A|B files; ROOT/<split>/A + B, ROOT/A + ROOT/B and ROOT/A/<split> +
     ROOT/B/<split> match by name. ROOT without split folders is the train split; val is the first of val, test, valid
-    that exists. Folders are flat; hidden files and files that are not images are passed over. A missing or empty
-    folder, a name with two files and a file without a partner raise InputError.
+    that exists. Folders are flat; hidden files and files that are not images are passed over. Tar archives are
+    described at match_members; of these, the headers are read. A missing or empty folder, a name with two files and a
+    file without a partner raise InputError.
     """
     pairs, problems = scan(root, split)
     if problems:
@@ -145,9 +195,11 @@ def splits(root: str | Path) -> tuple[str, ...]:
     if not root.is_dir():
         _locate(root, "train")  # raises
     found = [name for name in SPLITS if any((root / side / name).is_dir() for side in (".", "A", "B"))]
+    found += [name for name in SPLITS if name not in found and any(root.glob(f"{name}-*.tar"))]
     if "val" not in found and (alias := next((name for name in found if name != "train"), None)):
         found[found.index(alias)] = "val"
-    if "train" not in found and any(_images(d)[0] for d in (root, root / "A", root / "B") if d.is_dir()):
+    loose = any(_images(d)[0] for d in (root, root / "A", root / "B") if d.is_dir())
+    if "train" not in found and (loose or archives(root, "train")):
         found.insert(0, "train")
     return tuple(found)
 

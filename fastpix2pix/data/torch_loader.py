@@ -71,7 +71,10 @@ def _end_workers(iterator: Any) -> None:
 
 
 def _chunk_limit(pair_bytes: int, batch: int, workers: int) -> int:
-    """Pairs per chunk such that all chunks in flight fit in half of the free shared memory (64 MB in a container)."""
+    """Pairs per chunk such that all chunks in flight fit in half of the free shared memory (64 MB in a container).
+
+    workers: of all processes on this machine.
+    """
     if not workers or not os.path.isdir(_SHARED):
         return CHUNK
     free = os.statvfs(_SHARED).f_bavail * os.statvfs(_SHARED).f_frsize
@@ -88,7 +91,8 @@ def _chunk_limit(pair_bytes: int, batch: int, workers: int) -> int:
 def training_batches(feed: Feed) -> Generator[Batch, None, None]:
     """loader.training_batches through Pillow and torch's DataLoader."""
     workers = feed.workers
-    limit = _chunk_limit(feed.data.crop_size**2 * (feed.in_channels + feed.out_channels), feed.batch, workers)
+    pair_bytes = feed.data.crop_size**2 * (feed.in_channels + feed.out_channels)
+    limit = _chunk_limit(pair_bytes, feed.batch, workers * feed.here)
     loader: DataLoader[Any] = DataLoader(
         _Chunks(feed),
         sampler=feed.chunks(limit),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..config import Infer
+from ..config import Fitted, Infer
 from ..data.images import as_array, read_image, write_image
 from ..data.pairs import Pair, read_pair
 from ..errors import InputError
+from .fitting import fit_image
 from .sources import Job, plan
+from .tiles import TiledEngine, check_tiles
 from .translator import Translator
 
 Picture = NDArray[np.uint8]  # [H, W, C]
@@ -26,6 +29,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 _THREADS = 2  # that read ahead and write behind
+_UNCHANGED = Fitted()  # whole pictures at their own size
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,11 @@ def translate_files(
     options: Infer,  # batch, direction, side_by_side, suffix, overwrite
     progress: Callable[[int, int], None] | None = None,  # called with (images written, images in all)
     stop: Callable[[], bool] | None = None,  # asked before every batch; True ends with what is written
+    fitted: Fitted = _UNCHANGED,
 ) -> Summary:
     """Translate every source image into `sink`; a folder gets `<stem>.<suffix>`.
 
+    Each is fitted into the network as `fitted` says, and its output has the size that this gives: its own by default.
     Folders are read flat, in the order of names; what is no image in a folder or among a pattern's matches is left out.
     `options.batch` images in a row are translated together where their sizes are equal. Outputs are complete or absent.
 
@@ -55,14 +61,21 @@ def translate_files(
     are found before the first translation; a broken image is named, and those before it are written.
     """
     _check_channels(translator)
+    check_tiles(translator.engine, fitted)
     jobs = plan(sources, sink, options)
     channels = translator.engine.in_channels
+    described, trained = translator.engine.describe(), int(translator.record.get("size") or 256)
+    if fitted.fit == "tile":
+        translator = copy.copy(translator)
+        translator.engine = TiledEngine(translator.engine, fitted.tile)
     start, outputs = time.perf_counter(), []
 
     def read(job: Job) -> Picture:
         if options.direction is None:
-            return read_image(job.source, channels)
-        return read_pair(Pair(job.source.stem, job.source, None), options.direction, channels, channels)[0]
+            image = read_image(job.source, channels)
+        else:
+            image, _ = read_pair(Pair(job.source.stem, job.source, None), options.direction, channels, channels)
+        return fit_image(image, fitted, described, trained)
 
     def write(done: tuple[Job, Picture, Picture]) -> Path:
         job, picture, output = done

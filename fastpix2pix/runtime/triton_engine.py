@@ -21,7 +21,7 @@ from ..errors import EnvironmentFailed, InputError
 from ..kernels.bias_act import bias_act
 from ..kernels.conv import conv, problem_of
 from ..kernels.conv_plan import LAZY_ROWS, TILE_ROWS, ConvPlan, Problem
-from ..kernels.dispatch import environment_reasons
+from ..kernels.dispatch import environment_reasons, overlap_reasons, overlapping
 from ..kernels.finalise import finalise
 from ..kernels.geometry import Geometry, Map, Source
 from ..kernels.norm_act import Output, norm_act
@@ -31,7 +31,7 @@ from ..model import Unet
 from ..model.layers import Block, ResizeConv
 from ..model.unet import check_modes
 from ..tuning.cache import PlanCache
-from ..tuning.products import measured_choice
+from ..tuning.products import measured_choice, measured_overlap
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GRAPHS = 8  # shapes of a batch kept
@@ -81,6 +81,7 @@ class TritonEngine:
         impl: str = "triton",
         graph: bool = True,  # capture on a GPU
         choose: Callable[[Problem], ConvPlan] | None = None,  # default: as `fastpix2pix tune` measured, else static
+        overlap: bool | None = None,  # kernels begin while those before them end; default: as measured, else not
     ) -> None:
         check_modes(net.config, modes)
         self.device = device or torch.device("cpu")
@@ -92,7 +93,11 @@ class TritonEngine:
         self.multiple = net.config.multiple
         self._skips = net.config.kind == "unet"
         self._dtype, self._impl = DTYPES[self.precision], impl
-        self._choose = choose or measured_choice(PlanCache(self.device), self.precision)
+        cache = PlanCache(self.device)
+        self._choose = choose or measured_choice(cache, self.precision)
+        self.overlap = measured_overlap(cache, self.precision) if overlap is None else overlap
+        if self.overlap and (reasons := overlap_reasons(self.device)):
+            raise EnvironmentFailed(f"overlap = True: {'; '.join(reasons)}")
         self._counters = torch.tensor([modes.seed, int(modes.noise == "random"), 0], device=self.device)
         last = net.config.depth - 1
         self._down = [self._layer(b, "leaky" if i < last else "relu") for i, b in enumerate(_blocks(net.down))]
@@ -182,14 +187,15 @@ class TritonEngine:
     ) -> Tensor:  # [N * H * W, out_channels]
         features: list[Source] = []
         a = Source(x.contiguous())
-        for layer in self._down:
-            a, size = self._apply(layer, [a], size)
-            features.append(a)
-        features.pop()
-        for number, layer in enumerate(self._up):
-            # relu(leaky(z)) = relu(z): the skip is read as it lies, whether raw or activated
-            skip = [features.pop()._replace(activation="relu")] if self._skips and number else []
-            a, size = self._apply(layer, [*skip, a], size)
+        with overlapping(self.overlap):
+            for layer in self._down:
+                a, size = self._apply(layer, [a], size)
+                features.append(a)
+            features.pop()
+            for number, layer in enumerate(self._up):
+                # relu(leaky(z)) = relu(z): the skip is read as it lies, whether raw or activated
+                skip = [features.pop()._replace(activation="relu")] if self._skips and number else []
+                a, size = self._apply(layer, [*skip, a], size)
         return a.rows
 
     def _apply(self, layer: Layer, sources: list[Source], size: Map) -> tuple[Source, Map]:

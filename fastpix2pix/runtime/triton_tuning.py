@@ -17,6 +17,7 @@ from ..config import Modes
 from ..device import resolve_precision
 from ..errors import InputError
 from ..kernels.conv_plan import ConvPlan, Problem, conv_candidates, conv_plan
+from ..kernels.dispatch import overlap_reasons
 from ..kernels.geometry import Gather, Geometry, Source
 from ..model import Unet
 from ..model.load import load_generator
@@ -52,7 +53,10 @@ def describe(found: dict[str, Any]) -> list[str]:
     for product in found["products"]:
         times = ", ".join(f"{n} {f'{t:.4f}' if isinstance(t, float) else t}" for n, t in product["ms"].items())
         lines.append(f"{product['problem']}: {product['plan']} of {times or 'nothing measured'}")
-    return [*lines, f"generator: {found['before_ms']:.4f} ms with static plans, {found['after_ms']:.4f} ms with these"]
+    lines.append(f"generator: {found['before_ms']:.4f} ms with static plans, {found['after_ms']:.4f} ms with these")
+    ms = found["overlap_ms"]
+    kept = "kept" if found["overlap"] else "not kept"
+    return [*lines, f"kernels that overlap: {f'{ms:.4f} ms, {kept}' if isinstance(ms, float) else ms}"]
 
 
 def tune_engine(
@@ -70,7 +74,8 @@ def tune_engine(
 ) -> dict[str, Any]:
     """Measure the candidates of every product of one shape of batch; keeps what is fastest and returns what was found.
 
-    {"before_ms", "after_ms", "products": [{"problem", "plan", "ms": {plan: ms or why not}}, ...], "complete"}
+    {"before_ms", "after_ms", "overlap_ms": ms or why not, "overlap": whether it is kept,
+     "products": [{"problem", "plan", "ms": {plan: ms or why not}}, ...], "complete"}
     """
     cache, end = cache or PlanCache(device), time.monotonic() + 60 * minutes
     precision = resolve_precision(precision, device)
@@ -79,7 +84,7 @@ def tune_engine(
     def choose(problem: Problem) -> ConvPlan:
         return chosen.setdefault(problem, conv_plan(problem))
 
-    engine = TritonEngine(net, modes, device, precision, impl=impl, graph=False, choose=choose)
+    engine = TritonEngine(net, modes, device, precision, impl=impl, graph=False, choose=choose, overlap=False)
     draws = torch.Generator().manual_seed(1)
     x = torch.rand(batch, engine.in_channels, *size, generator=draws).mul_(2).sub_(1).to(device)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -105,8 +110,32 @@ def tune_engine(
         products.append({"problem": str(problem), "plan": _name(chosen[problem]), "ms": found})
         count(number + 1, len(chosen))
     complete = time.monotonic() <= end
-    keep_plans(cache, precision, chosen)
-    return {"before_ms": before, "after_ms": whole(), "products": products, "complete": complete}
+    after = whole()
+    overlapped = _overlapped(engine, y, whole)
+    overlap = isinstance(overlapped, float) and overlapped < after
+    keep_plans(cache, precision, chosen, overlap)
+    return {"before_ms": before, "after_ms": after, "overlap_ms": overlapped, "overlap": overlap,
+            "products": products, "complete": complete}  # fmt: skip
+
+
+def _overlapped(
+    engine: TritonEngine,
+    y: Tensor,  # what the last run wrote; the same has to come out
+    whole: Callable[[], float],
+) -> float | str:
+    """Milliseconds of the generator whose kernels overlap; or the reason why not."""
+    if reasons := overlap_reasons(engine.device):
+        return "; ".join(reasons)
+    expected = y.clone()
+    y.fill_(torch.nan)
+    engine.overlap = True
+    try:
+        ms = whole()
+        return ms if torch.equal(y, expected) else "not the same picture"
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    finally:
+        engine.overlap = False
 
 
 def _name(plan: ConvPlan) -> str:

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-
-Size = tuple[int, int]  # height, width
-Box = tuple[int, int, int, int]  # top, left, height, width
+from ..runtime.fitting import Box, Size, fit_picture
 
 
 @dataclass(frozen=True)
@@ -34,24 +32,12 @@ def fit_into(
     multiple: int,  # of pixels, that the network takes
     even: bool,  # the sink takes even sizes only
 ) -> Geometry:
-    """The geometry of a fit.
+    """The geometry of a fit: that of `fit_picture`, and what is no multiple is padded by reflection.
 
-    - pad, tile: the whole picture at its own size; with `size`, scaled to lie inside it.
-    - resize: the whole picture scaled to `size` (or the training size), whatever its aspect.
-    - crop: the largest centred part of the aspect of `size` (or the training size), scaled to it.
-
-    What is no multiple is then padded by reflection. An odd size for a sink that takes even ones is shown with one row
-    or column of that padding: a network's size is even, so there is one.
+    An odd size for a sink that takes even ones is shown with one row or column of that padding: a network's size is
+    even, so there is one.
     """
-    height, width = source
-    crop = (0, 0, height, width)
-    if fit in ("pad", "tile"):
-        picture = source if size is None else _inside(source, size)
-    else:
-        picture = size or (trained, trained)
-    if fit == "crop":
-        tall, wide = _inside(picture, source, grow=True)
-        crop = ((height - tall) // 2, (width - wide) // 2, tall, wide)
+    crop, picture = fit_picture(source, fit, size, trained)
     network = (_up(picture[0], multiple), _up(picture[1], multiple))
     top, left = (network[0] - picture[0]) // 2, (network[1] - picture[1]) // 2
     shown = tuple(side + (side % 2 if even else 0) for side in picture)
@@ -67,14 +53,6 @@ def check_fixed(geometry: Geometry, source: Size, described: dict[str, Any]) -> 
             f"{source[0]}: this engine takes {takes[1]}x{takes[0]}; use fit = resize or crop, or build one with "
             f"--size {geometry.network[0]}x{geometry.network[1]}"
         )
-
-
-def _inside(picture: Size, frame: Size, grow: bool = False) -> Size:
-    """The largest size of a picture's aspect that fits into a frame; not above its own unless `grow`."""
-    scale = min(frame[0] / picture[0], frame[1] / picture[1])
-    if not grow:
-        scale = min(scale, 1.0)
-    return max(1, round(picture[0] * scale)), max(1, round(picture[1] * scale))
 
 
 def _up(side: int, multiple: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from ..config import Stream as Options
 from ..console import say
 from ..runtime.engine import Engine
+from ..runtime.fitting import size_asked
 from ..runtime.native import FrameRuntime, InputSpec, OutputSpec
 from .device import DeviceNetwork, on_gpu
 from .geometry import Geometry, check_fixed, fit_into
@@ -111,8 +112,7 @@ class Pipeline:
 
     def _geometry(self, media: Media) -> Geometry:
         o, size = self._options, (media.height, media.width)
-        fixed = self._engine.describe().get("size")
-        sides = o.sides or (tuple(fixed) if fixed and o.fit in ("resize", "crop") else None)
+        sides = size_asked(o, self._engine.describe())
         geometry = fit_into(size, o.fit, sides, self._trained, self._engine.multiple, self.sink.even)
         check_fixed(geometry, size, self._engine.describe())
         if geometry.output != geometry.place[2:]:

@@ -14,9 +14,9 @@ from typing import Any
 from ..config import Infer, stream_config
 from ..config import Stream as Options
 from ..console import say
-from ..errors import InputError
 from ..interrupt import Interrupt
 from ..runtime.engine import Engine, TorchEngine
+from ..runtime.tiles import Tiles, check_tiles
 from ..runtime.translator import Translator
 from . import pyav  # noqa: F401
 from .address import shown, source_kind
@@ -28,7 +28,6 @@ from .preview import Pane, Preview
 from .report import COUNTS, Report
 from .sources import source_of
 from .steady import Flicker, FlickerFigures, Steady
-from .tiles import Tiles
 from .together import Together
 
 _GRACE = 5.0  # seconds that a source that is still being opened may take after Ctrl-C
@@ -85,7 +84,7 @@ def translate(
     """Run all streams. Raises the first error, after the others were brought to an end that can be played."""
     engine = _for_video(g, say)
     check_channels(engine)
-    _check_fit(engine, options)
+    check_tiles(engine, options)
     on_gpu(engine, options, len(pairs))
     together = Together(Batches(engine), batch)
     panes, pipelines = [], []
@@ -192,17 +191,6 @@ def _for_video(g: Translator, say: Callable[[str], None]) -> Engine:
     engine = copy.copy(engine)
     engine.modes = replace(engine.modes, noise="fixed")
     return engine
-
-
-def _check_fit(engine: Engine, options: Options) -> None:
-    if options.fit != "tile":
-        return
-    if engine.modes.norm_stats != "running":
-        raise InputError(
-            "fit = tile: a tile has other image statistics than the whole; use --norm-stats running, or fit = pad"
-        )
-    if options.tile % engine.multiple:
-        raise InputError(f"tile = {options.tile}: this model takes multiples of {engine.multiple} pixels")
 
 
 def _tiled(translate: Together, engine: Engine, options: Options) -> Callable[[Any], Any]:

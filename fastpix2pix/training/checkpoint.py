@@ -5,6 +5,7 @@ RUN/checkpoints/<step>/
     discriminator.safetensors
     training.safetensors        Adam's moments, random states, image pool, raw generator beside an average
     training.json               counters, loss scale, best validation so far
+    process-<rank>.safetensors  of processes 1, 2, ...: random states, image pool
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from ..model.weights import load_network, load_state, save_network
 from .state import State
 
 FORMAT = 1
+_OWN = ("rng/", "pool/", "loop/")  # what differs from process to process
 
 
 def save(
@@ -36,6 +39,7 @@ def save(
     counters: dict[str, Any],  # JSON-ready, the loop's own
     tensors: dict[str, Tensor],  # the loop's own
     record: dict[str, Any],  # for the model file
+    others: Sequence[dict[str, Tensor]] = (),  # own_tensors of processes 1, 2, ...
 ) -> None:
     """Write a checkpoint, complete or not at all; EnvironmentFailed where the disk fails."""
     with written_aside(folder) as aside:
@@ -43,13 +47,18 @@ def save(
         save_network(aside / "generator.safetensors", state.model, **record)
         if state.discriminator is not None:
             save_network(aside / "discriminator.safetensors", state.discriminator, step=record["step"])
-        everything = {**_state_tensors(state), **{f"loop/{name}": t for name, t in tensors.items()}}
-        contiguous = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in everything.items()}
-        (aside / "training.safetensors").write_bytes(serialise(contiguous))
+        (aside / "training.safetensors").write_bytes(serialise(_contiguous(_all_tensors(state, tensors))))
+        for rank, own in enumerate(others, 1):
+            (aside / f"process-{rank}.safetensors").write_bytes(serialise(own))
         meta = {"format": FORMAT, "counters": counters, "pool": len(state.pool.images)}
         (aside / "training.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         for file in aside.iterdir():
             _sync(file)
+
+
+def own_tensors(state: State, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a process has that the others have not, of what `save` saves; on the CPU."""
+    return _contiguous({k: t for k, t in _all_tensors(state, tensors).items() if k.startswith(_OWN)})
 
 
 def restore(folder: Path, state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -57,6 +66,8 @@ def restore(folder: Path, state: State) -> tuple[dict[str, Any], dict[str, Tenso
     try:
         meta = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "training.safetensors")
+        if state.group.rank:
+            tensors |= load_file(folder / f"process-{state.group.rank}.safetensors")
         if meta["format"] != FORMAT:
             raise InputError(f"{folder}: checkpoint format {meta['format']}, this version reads {FORMAT}")
         _load_network(folder / "generator.safetensors", "generator", state.model)
@@ -90,11 +101,16 @@ def prune(run: Path, keep: int) -> None:
         remove_folder(old)
 
 
-def _state_tensors(state: State) -> dict[str, Tensor]:
+def _all_tensors(state: State, loop: dict[str, Tensor]) -> dict[str, Tensor]:
     tensors = state.tensors()
     if state.average is not None:
         tensors |= {f"generator/{key}": t for key, t in state.generator.state_dict().items()}
-    return tensors | {f"pool/{i}": image for i, image in enumerate(state.pool.images)}
+    tensors |= {f"pool/{i}": image for i, image in enumerate(state.pool.images)}
+    return tensors | {f"loop/{name}": t for name, t in loop.items()}
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
 
 
 def _restore_tensors(state: State, tensors: dict[str, Tensor], meta: dict[str, Any], folder: Path) -> None:

@@ -6,8 +6,6 @@ of it can be one CUDA graph (graph.py). Translated and real images go through th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from .discriminator_pass import discriminator_backward, discriminator_forward
 from .generator_pass import generator_backward, generator_forward, idle_border
 from .graph import GraphedBody, use_graph
 from .losses import seen_by_discriminator
+from .processes import ALONE, Group
 from .stages import How
 from .state import COMPUTE, State
 
@@ -30,7 +29,8 @@ _FIRST_SCALE, _GROWTH, _BACKOFF, _GROWTH_INTERVAL = 65536.0, 2.0, 0.5, 2000  # t
 class ExplicitStep(State):
     """generator_forward .. generator_backward around one-pass kernels and a flat Adam.
 
-    Dropout's masks come from (seed, step, image), so there is no random state to save.
+    Dropout's masks come from (seed, step, image), so there is no random state to save; images are counted over all
+    processes.
     """
 
     def __init__(
@@ -38,20 +38,19 @@ class ExplicitStep(State):
         config: Train,
         device: torch.device,
         how: How,
-        reduce: Callable[[Tensor], None] | None = None,  # takes each flat gradient before its update: several GPUs
+        group: Group = ALONE,  # reduces each flat gradient before its update
         skip_idle: bool = True,  # leave taps alone that never meet a pixel, where that changes nothing
     ) -> None:
-        super().__init__(config, device)
-        self.reduce = reduce
+        super().__init__(config, device, group)
         self.how = how
-        self.graph = GraphedBody(self.body) if use_graph(config, device) else None
+        self.graph = GraphedBody(self.body) if use_graph(config, device, group.size) else None
         self.dtype = COMPUTE[self.precision]
         self.arena_g = Arena(self.generator, self.dtype)
         self.arena_d = Arena(self.discriminator, self.dtype) if self.discriminator else None
         self.skip_idle = skip_idle
         self.parts = self._parts()
         self.lr = torch.zeros((), device=device)
-        self.counters = torch.tensor([config.seed, 0, 0], device=device)  # seed, step, first image: Philox
+        self.counters = torch.tensor(self._counted(0), device=device)  # seed, step, first image: Philox
         self.updates = {n: torch.ones((), dtype=torch.int64, device=device) for n in ("g", "d")}  # next update's number
         half = self.precision == "fp16"
         self.scale = torch.full((), _FIRST_SCALE, device=device) if half else None
@@ -98,7 +97,8 @@ class ExplicitStep(State):
         generator_backward(self.generator, arena.compute, arena.gradients, saved, d_raw, self.how)
         self._update("g", arena)
         self._update_scale()
-        advance(self.counters, self.updates["g"], len(x), self.found_inf.get("g"), impl=self.how.impl)
+        images = len(x) * self.group.size
+        advance(self.counters, self.updates["g"], images, self.found_inf.get("g"), impl=self.how.impl)
         self.update_average()
         return losses
 
@@ -129,9 +129,8 @@ class ExplicitStep(State):
 
     def _update(self, name: str, arena: Arena) -> None:
         config, impl = self.config, self.how.impl
-        if self.reduce is not None:
-            for segment in arena.segments:
-                self.reduce(segment.g)
+        for segment in arena.segments:
+            self.group.reduce(segment.g)
         found_inf = self.found_inf.get(name)
         if found_inf is not None:
             found_inf.zero_()
@@ -195,7 +194,11 @@ class ExplicitStep(State):
         if self.scale is not None:
             self.scale.copy_(tensors["scale"])
             self.growth.copy_(tensors["growth"])
-        self.counters.copy_(torch.tensor([self.config.seed, number, number * self.config.batch]))
+        self.counters.copy_(torch.tensor(self._counted(number)))
+
+    def _counted(self, number: int) -> list[int]:
+        """The counters before step `number`; of every step's images, each process takes its slice."""
+        return [self.config.seed, number, (number * self.group.size + self.group.rank) * self.config.batch]
 
     def _arenas(self) -> list[tuple[str, Arena]]:
         return [("adam_g", self.arena_g)] + ([("adam_d", self.arena_d)] if self.arena_d else [])

@@ -20,7 +20,7 @@ WARM_UP = 3  # real steps run eagerly first: libraries choose their algorithms, 
 Body = Callable[[Tensor, Tensor, int], Tensor]  # (x, y, number) -> losses, as ExplicitStep.body
 
 
-def eager_reasons(config: Train, device: torch.device) -> list[str]:
+def eager_reasons(config: Train, device: torch.device, processes: int = 1) -> list[str]:
     """Why the step cannot be a CUDA graph; empty where it can."""
     reasons = []
     if config.step != "explicit":
@@ -29,12 +29,14 @@ def eager_reasons(config: Train, device: torch.device) -> list[str]:
         reasons.append(f"the device is {device}")
     if config.pool:
         reasons.append(f"pool = {config.pool}: the image pool decides on the host")
+    if processes > 1:
+        reasons.append(f"{processes} processes: a reduction that hangs inside a graph is never noticed")
     return reasons
 
 
-def use_graph(config: Train, device: torch.device) -> bool:
+def use_graph(config: Train, device: torch.device, processes: int = 1) -> bool:
     """Whether to capture. graph = on raises EnvironmentFailed with the reasons where it cannot be done."""
-    reasons = eager_reasons(config, device)
+    reasons = eager_reasons(config, device, processes)
     if config.graph == "on" and reasons:
         raise EnvironmentFailed(f"graph = on cannot be done: {'; '.join(reasons)}; use graph = auto or off")
     return config.graph != "off" and not reasons

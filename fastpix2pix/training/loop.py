@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -20,7 +21,6 @@ from ..data.check import check_files
 from ..data.images import to_unit
 from ..data.loader import choose_loader, training_batches
 from ..data.pairs import Pair, find_pairs, hold_out, splits
-from ..device import resolve_device
 from ..errors import EnvironmentFailed, InputError
 from ..files import make_folder
 from ..interrupt import Interrupt
@@ -29,9 +29,12 @@ from ..model.weights import save_network
 from ..profiling import Profile, named_blocks
 from . import checkpoint, record, report, schedule
 from .clock import Clock
+from .processes import Agreement, Group, joined
 from .state import LOSSES, State
 from .step import build_state, choose_convolutions, describe_step
 from .validation import Validation, best_modes, better
+
+_GO_ON, _SAVE, _TIME_IS_UP = -2, -1, 0  # what processes agree on; above them the numbers of signals
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Result:
     step: int
     epochs: int  # whole passes over the data
     stopped: str  # "done", "time" or the signal's name
+    rank: int  # of this process; 0 has the tables below and left the folder
     validation: dict[str, dict[str, float]] | None  # last table by modes
     best: dict[str, Any] | None  # {"metric", "value", "modes", "step"}
     seconds: float
@@ -58,35 +62,36 @@ def train(data: str | Path, out: str | Path, *, resume: bool = False, quiet: boo
 
 
 def run(config: Train, data: str | Path, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Result:
-    """`train` with a finished Train."""
-    with current(resolve_device(config.device)):
-        return _Run(config, Path(data), Path(out), resume, quiet).go()
+    """`train` with a finished Train. Under torchrun, every process calls this, and process 0 leaves the run folder."""
+    with joined(config.device) as (group, device), current(device):
+        return _Run(config, Path(data), Path(out), resume, quiet, group, device).go()
 
 
 class _Run:
-    def __init__(self, config: Train, data: Path, out: Path, resume: bool, quiet: bool) -> None:
-        self.config, self.out, self.quiet = config, out, quiet
-        self.device = resolve_device(config.device)
+    def __init__(
+        self, config: Train, data: Path, out: Path, resume: bool, quiet: bool, group: Group, device: torch.device
+    ) -> None:
+        self.config, self.out, self.group, self.device = config, out, group, device
+        self.leads = group.rank == 0  # writes, says and validates
+        self.quiet = quiet or not self.leads
         self.pairs, held_out = training_pairs(config, data)
-        self.record = record.make_record(config, data, self.pairs)
-        if resume:
-            self.notes = record.check_same_run(out, self.record)
-        else:
-            record.check_new(out)
-            self.notes = []
-        if config.check_data:
-            with Progress("check", quiet=quiet) as progress:
-                check_files([*self.pairs, *held_out], progress=progress.count)
+        self.record = record.make_record(config, data, self.pairs, group.size)
+        if group.first(lambda: self.record["names"]) != self.record["names"]:
+            raise InputError(
+                f"{data}: process {group.rank} finds other pairs there than process 0; give all the same data"
+            )
+        self.notes = group.first(lambda: self._checked(resume, [*self.pairs, *held_out]))
         channels = config.generator.in_channels, config.generator.out_channels
         loader, reason = choose_loader(config.data, self.pairs, self.device, *channels)
         self.notes.append(f"loader: {loader} ({reason})")
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic
 
-        plans, lines = choose_convolutions(config, self.device, quiet=quiet)
+        plans, lines = group.first(lambda: choose_convolutions(config, self.device, quiet=self.quiet))
         self.notes += lines
-        self.state: State = build_state(config, self.device, plans)
+        self.state: State = build_state(config, self.device, plans, group)
         self.validation = Validation(held_out, config.data, self.state.model, self.device) if held_out else None
+        self.images = config.batch * group.size  # of a step, over all processes
         self.step = 0
         self.table: dict[str, dict[str, float]] | None = None  # last validation, by modes
         self.best: dict[str, Any] | None = None
@@ -94,32 +99,47 @@ class _Run:
         self.summed = 0  # steps in them
         if resume:
             self._restore()
-        self.total = schedule.total_steps(config, len(self.pairs))
+        self.total = schedule.total_steps(config, len(self.pairs), group.size)
+
+    def _checked(self, resume: bool, pairs: Sequence[Pair]) -> list[str]:
+        """What there is to say of the run folder, after it and the images were found usable."""
+        notes = record.check_same_run(self.out, self.record) if resume else []
+        if not resume:
+            record.check_new(self.out)
+        if self.config.check_data:
+            with Progress("check", quiet=self.quiet) as progress:
+                check_files(pairs, progress=progress.count)
+        return notes
 
     def go(self) -> Result:
-        make_folder(self.out)
-        record.write_record(self.out, self.record)
         began = time.monotonic()
-        self.metrics = report.Metrics(self.out, self.step, self.config.tensorboard)
+        self.metrics: report.Metrics | None = None
+        if self.leads:
+            make_folder(self.out)
+            record.write_record(self.out, self.record)
+            self.metrics = report.Metrics(self.out, self.step, self.config.tensorboard)
         try:
             with Interrupt() as stop, Progress("train", self.total, quiet=self.quiet) as self.progress:
                 for line in self._opening():
                     self.progress.say(line)
                 stopped = self._loop(stop, began)
         finally:
-            self.metrics.close()
-        return Result(self.out, self.step, self.epochs, stopped, self.table, self.best, time.monotonic() - began)
+            if self.metrics is not None:
+                self.metrics.close()
+        seconds = time.monotonic() - began
+        return Result(self.out, self.step, self.epochs, stopped, self.group.rank, self.table, self.best, seconds)
 
     @property
     def epochs(self) -> int:
         """Whole passes over the data so far."""
-        return schedule.epochs_done(self.step, self.config.batch, len(self.pairs))
+        return schedule.epochs_done(self.step, self.images, len(self.pairs))
 
     def _loop(self, stop: Interrupt, began: float) -> str:
         config, clock, first = self.config, Clock(), self.step
         saved = validated = self.step  # the steps at which the state was last written and measured
         last_save = began
         stopped = "done"
+        agree = Agreement(self.group, _GO_ON)
         with closing(self._batches()) as batches, self._profiled() as profile:
             while self.step < self.total:
                 with clock.loading(), profile.range("load"):
@@ -134,15 +154,14 @@ class _Run:
                     if every and self.epochs > before and self.epochs % every == 0:
                         self._validate()
                         validated = self.step
-                    due = config.checkpoint_steps and self.step % config.checkpoint_steps == 0
-                    if due or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
+                agreed = agree(self._wish(stop, began, last_save))
+                due = config.checkpoint_steps and self.step % config.checkpoint_steps == 0
+                if due or agreed == _SAVE:
+                    with clock.away():
                         self._save()
-                        saved, last_save = self.step, time.monotonic()
-                if stop.signal is not None:
-                    stopped = stop.signal.name
-                    break
-                if config.max_minutes and time.monotonic() - began > 60 * config.max_minutes:
-                    stopped = "time"
+                    saved, last_save = self.step, time.monotonic()
+                if agreed >= _TIME_IS_UP:
+                    stopped = "time" if agreed == _TIME_IS_UP else signal.Signals(agreed).name
                     break
         if self.summed and self.step > first:
             self._log(clock)
@@ -153,6 +172,15 @@ class _Run:
             self._save()
         self._pages()
         return stopped
+
+    def _wish(self, stop: Interrupt, began: float, last_save: float) -> int:
+        """What this process would do after a step."""
+        if stop.signal is not None:
+            return stop.signal
+        now = time.monotonic()
+        if self.config.max_minutes and now - began > 60 * self.config.max_minutes:
+            return _TIME_IS_UP
+        return _SAVE if now - last_save > 60 * self.config.checkpoint_minutes else _GO_ON
 
     def _batches(self) -> Generator[Batch, None, None]:
         config = self.config
@@ -166,13 +194,16 @@ class _Run:
             start=self.step,
             stop=self.total,
             device=self.device,
+            rank=self.group.rank,
+            processes=self.group.size,
+            here=self.group.here,
         )
         return training_batches(feed)
 
     @contextmanager
     def _profiled(self) -> Iterator[Profile]:
         """A profile of the first steps where the run asks for one; it says what it found."""
-        if not self.config.profile:
+        if not self.config.profile or not self.leads:
             yield Profile(None)
             return
         nets = {"generator": self.state.generator, "discriminator": self.state.discriminator}
@@ -189,19 +220,19 @@ class _Run:
 
     def _log(self, clock: Clock) -> None:
         """The only place in the loop that waits for the device: one read of the losses' sums."""
-        values = dict(zip(LOSSES, (self.sums / self.summed).tolist(), strict=True))
-        self._require_finite(list(values.values()))
+        values = dict(zip(LOSSES, self._finite(self.sums / self.summed), strict=True))
         if not self.config.adversarial:
             values = {"g_l1": values["g_l1"]}
         lap = clock.lap()
         speed = {
-            "img_per_s": lap.steps * self.config.batch / lap.seconds,
+            "img_per_s": lap.steps * self.images / lap.seconds,
             "load_ms": 1e3 * lap.loading / lap.steps,
             "step_ms": 1e3 * (lap.seconds - lap.loading) / lap.steps,
         }
-        before = schedule.epochs_done(self.step - 1, self.config.batch, len(self.pairs))
+        before = schedule.epochs_done(self.step - 1, self.images, len(self.pairs))
         lr = schedule.rate(self.config, before)
-        self.metrics.write(self.step, {"epoch": self.epochs, "lr": lr, "loss": values, "speed": speed})
+        if self.metrics is not None:
+            self.metrics.write(self.step, {"epoch": self.epochs, "lr": lr, "loss": values, "speed": speed})
         losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         timing = "{img_per_s:.1f} img/s (load {load_ms:.1f} ms, step {step_ms:.1f} ms)".format(**speed)
         self.progress.update(self.step, f"epoch {before + 1}  {losses}  {timing}")
@@ -209,7 +240,7 @@ class _Run:
         self.summed = 0
 
     def _validate(self) -> None:
-        if self.validation is None:
+        if self.validation is None or self.metrics is None:
             return
         net, metric = self.state.model, self.config.best_by
         self.table = self.validation.table(net)
@@ -227,14 +258,18 @@ class _Run:
         self.progress.say(f"validation after epoch {self.epochs}, {chosen}: {row}")
 
     def _save(self) -> None:
-        self._require_finite(self.sums.tolist())
+        self._finite(self.sums.clone())
+        sums = {"sums": self.sums}
+        others = self.group.from_others(lambda: checkpoint.own_tensors(self.state, sums))
+        if not self.leads:
+            return
         counters = {"step": self.step, "best": self.best, "table": self.table, "summed": self.summed}
         folder = self.out / "checkpoints" / f"{self.step:08d}"
-        checkpoint.save(folder, self.state, counters, {"sums": self.sums}, self._model_record())
+        checkpoint.save(folder, self.state, counters, sums, self._model_record(), others)
         checkpoint.prune(self.out, self.config.keep_checkpoints)
 
     def _restore(self) -> None:
-        start = checkpoint.newest(self.out)
+        start = self.group.first(lambda: checkpoint.newest(self.out))
         if start is None:
             raise InputError(f"{self.out} has no complete checkpoint to resume from; start again with another --out")
         counters, tensors = checkpoint.restore(start, self.state)
@@ -250,14 +285,20 @@ class _Run:
             found["modes"] = {"norm_stats": modes.norm_stats, "noise": modes.noise}
         return found
 
-    def _require_finite(self, losses: list[float]) -> None:
-        if not all(map(math.isfinite, losses)):
+    def _finite(self, losses: torch.Tensor) -> list[float]:
+        """The mean of these over all processes; EnvironmentFailed, in all of them, where one is not finite."""
+        self.group.reduce(losses)
+        values: list[float] = losses.tolist()
+        if not all(map(math.isfinite, values)):
             raise EnvironmentFailed(
                 f"the losses are not finite at step {self.step}; lower lr or use precision bf16 or fp32, and resume "
                 f"from the last checkpoint in {self.out}"
             )
+        return values
 
     def _pages(self) -> None:
+        if not self.leads:
+            return
         records = report.read_metrics(self.out / "metrics.jsonl")
         report.save_curves(self.out, records)
         report.save_page(self.out, self.record["train"] | {"data": self.record["data"]}, records)
@@ -267,10 +308,14 @@ class _Run:
         lines = [
             f"{len(self.pairs)} training and {held_out} validation pairs",
             f"steps {self.step} to {self.total} on {self.device} in {self.state.precision}",
-            describe_step(self.config, self.device),
+            describe_step(self.config, self.device, self.group.size),
             *self.notes,
-            *(f"warning: {w}" for w in schedule.warnings(self.config, len(self.pairs))),
+            *(f"warning: {w}" for w in schedule.warnings(self.config, len(self.pairs), self.group.size)),
         ]
+        if self.group.size > 1:
+            lines.append(
+                f"{self.group.size} processes: a step takes {self.config.batch} images of each, {self.images} in all"
+            )
         if self.validation is None:
             lines.append("no val folder and holdout = 0: no validation, so no best.safetensors and no recorded modes")
         return lines

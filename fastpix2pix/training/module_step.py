@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from ..config import Train
 from .losses import gan_loss, seen_by_discriminator
+from .processes import ALONE, Group, through_one
 from .state import COMPUTE, State
 
 
 class ModuleStep(State):
     """Networks as modules under autocast, gradients by autograd, one fused torch.optim.Adam each."""
 
-    def __init__(self, config: Train, device: torch.device) -> None:
-        super().__init__(config, device)
+    def __init__(self, config: Train, device: torch.device, group: Group = ALONE) -> None:
+        super().__init__(config, device, group)
         self.adam_g = self._adam(self.generator)
         self.adam_d = self._adam(self.discriminator) if self.discriminator else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -99,6 +100,8 @@ class ModuleStep(State):
             group["lr"] = lr
         adam.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        if self.group.size > 1:
+            through_one([p.grad for p in adam.param_groups[0]["params"]], self.group.reduce)
         self.scaler.step(adam)
 
     def _autocast(self) -> torch.autocast:

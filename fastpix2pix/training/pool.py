@@ -12,12 +12,14 @@ _HALF = 1 << 63
 class ImagePool:
     """Keeps up to `size` single images; `size = 0` hands every batch through unchanged.
 
-    The decisions come from a counter-based generator keyed by (seed, step, item), so the only state is the images.
+    The decisions come from a counter-based generator keyed by (seed, step, item, rank), so the only state is the
+    images.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, rank: int = 0) -> None:
         self.size = size
         self.seed = seed
+        self.rank = rank  # of the process: each has a pool of its own
         self.images: list[Tensor] = []
 
     def query(
@@ -35,7 +37,7 @@ class ImagePool:
         if len(self.images) < self.size:
             self.images.append(image.clone())
             return image
-        coin, slot = np.random.Philox(key=[self.seed, 1], counter=[0, item, step, 0]).random_raw(2)
+        coin, slot = np.random.Philox(key=[self.seed, 1], counter=[0, item, step, self.rank]).random_raw(2)
         if coin < _HALF:
             return image
         chosen = int(slot) % self.size

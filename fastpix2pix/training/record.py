@@ -46,7 +46,7 @@ CHANGEABLE = frozenset(
 )
 
 
-def make_record(config: Train, data: Path, pairs: Sequence[Pair]) -> dict[str, Any]:
+def make_record(config: Train, data: Path, pairs: Sequence[Pair], processes: int = 1) -> dict[str, Any]:
     """What config.json holds; written before the first step."""
     import torch
 
@@ -55,6 +55,7 @@ def make_record(config: Train, data: Path, pairs: Sequence[Pair]) -> dict[str, A
         "data": str(data),
         "pairs": len(pairs),
         "names": hashlib.sha256("\n".join(p.name for p in pairs).encode()).hexdigest(),
+        "processes": processes,
         "train": dataclasses.asdict(config),
         "versions": {"fastpix2pix": __version__, "torch": torch.__version__},
     }
@@ -72,7 +73,8 @@ def read_record(run: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise InputError(f"{path}: record format {record['format']}, this version reads {FORMAT}")
-        return {key: record[key] for key in ("train", "pairs", "names", "data")}
+        known = {key: record[key] for key in ("train", "pairs", "names", "data")}
+        return {"processes": record.get("processes", 1), **known}
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{run} is no run folder (it has no config.json): nothing to resume there") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -113,6 +115,11 @@ def check_same_run(run: Path, record: dict[str, Any]) -> list[str]:
         raise InputError(
             f"{record['data']}: the {record['pairs']} pairs there are not the {before['pairs']} that the run in {run} "
             "was started with; resume needs the same pairs, or start a new run"
+        )
+    if record["processes"] != before["processes"]:
+        raise InputError(
+            f"{record['processes']} processes, but the run in {run} was started with {before['processes']}: a step "
+            "takes a batch of each, so resume needs as many (torchrun --nproc-per-node), or start a new run"
         )
     was = dataclasses.asdict(from_record(Train, before["train"]))  # options that are newer than the run have defaults
     changed = _differences(was, record["train"])

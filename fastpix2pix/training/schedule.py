@@ -17,20 +17,20 @@ def rate(config: Train, epochs_done: int) -> float:
     return config.lr * (1 - min(beyond, config.decay) / (config.decay + 1))
 
 
-def total_steps(config: Train, pairs: int) -> int:
+def total_steps(config: Train, pairs: int, processes: int = 1) -> int:
     """Steps of the whole run: the sampler wraps, so the last batch may reach into one more epoch."""
-    steps = ceil(config.epochs * pairs / config.batch)
+    steps = ceil(config.epochs * pairs / (config.batch * processes))
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
 def epochs_done(step: int, batch: int, pairs: int) -> int:
-    """Whole passes over the data after `step` steps."""
+    """Whole passes over the data after `step` steps of `batch` pairs, of all processes together."""
     return step * batch // pairs
 
 
-def warnings(config: Train, pairs: int) -> list[str]:
+def warnings(config: Train, pairs: int, processes: int = 1) -> list[str]:
     """What about this schedule the user probably did not mean."""
-    end = epochs_done(total_steps(config, pairs), config.batch, pairs)
+    end = epochs_done(total_steps(config, pairs, processes), config.batch * processes, pairs)
     if config.decay and end < config.epochs:
         start = config.epochs - config.decay
         what = "before its decay begins" if end <= start else "inside its decay"

@@ -13,6 +13,7 @@ from ..device import resolve_precision
 from ..model import PatchGAN, Unet
 from ..model.layers import init_weights
 from .pool import ImagePool
+from .processes import ALONE, Group
 
 LOSSES = ("d_fake", "d_real", "g_gan", "g_l1")
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,19 +22,22 @@ COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class State(ABC):
     """Networks with seeded weights on a device. Subclasses bring the step and its optimisers."""
 
-    def __init__(self, config: Train, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: Train, device: torch.device, group: Group = ALONE) -> None:
+        self.config, self.device, self.group = config, device, group
         self.precision = resolve_precision(config.precision, device)  # fp32, bf16 or fp16
-        torch.manual_seed(config.seed)  # the modules' dropout; the weights have a generator of their own
+        # the modules' dropout, another in every process; the weights have a generator of their own
+        torch.manual_seed(config.seed + group.rank)
         draws = torch.Generator().manual_seed(config.seed)
         self.generator = init_weights(Unet(config.generator), draws).to(device).train()
         self.discriminator: PatchGAN | None = None
         if config.adversarial:
             self.discriminator = init_weights(PatchGAN(config.discriminator()), draws).to(device).train()
+        for net in filter(None, (self.generator, self.discriminator)):
+            group.broadcast(net.state_dict().values())  # equal already, by the seed: to be sure
         self.average: Unet | None = None  # exponential moving average of the generator
         if config.ema:
             self.average = deepcopy(self.generator).eval().requires_grad_(False)
-        self.pool = ImagePool(config.pool, config.seed)
+        self.pool = ImagePool(config.pool, config.seed, group.rank)
 
     @property
     def model(self) -> Unet:

@@ -11,16 +11,22 @@ from ..console import Progress
 from ..errors import EnvironmentFailed
 from .convolution import Plans
 from .graph import eager_reasons, use_graph
+from .processes import ALONE, Group
 from .state import State
 
 
-def build_state(config: Train, device: torch.device, plans: Mapping[tuple[str, int], Plans] | None = None) -> State:
+def build_state(
+    config: Train,
+    device: torch.device,
+    plans: Mapping[tuple[str, int], Plans] | None = None,
+    group: Group = ALONE,
+) -> State:
     """The state of a new run with the step that `config` asks for: "modules" or "explicit".
 
     plans: of the explicit step's convolutions, as choose_convolutions finds them; default: the library's, or the
     static plans where convolutions = own.
     """
-    use_graph(config, device)  # refuses what cannot be done before anything is built
+    use_graph(config, device, group.size)  # refuses what cannot be done before anything is built
     if resolve_step(config) == "explicit":
         from .explicit_step import ExplicitStep
         from .plans import static_plans
@@ -28,10 +34,10 @@ def build_state(config: Train, device: torch.device, plans: Mapping[tuple[str, i
 
         if plans is None:
             plans = static_plans(config) if config.convolutions == "own" else {}
-        return ExplicitStep(config, device, How(plans, config.impl))
+        return ExplicitStep(config, device, How(plans, config.impl), group)
     from .module_step import ModuleStep
 
-    return ModuleStep(config, device)
+    return ModuleStep(config, device, group)
 
 
 def choose_convolutions(
@@ -58,14 +64,14 @@ def choose_convolutions(
     return found.plans, [found.summary()]
 
 
-def describe_step(config: Train, device: torch.device) -> str:
+def describe_step(config: Train, device: torch.device, processes: int = 1) -> str:
     """Which step runs and, where an explicit one is not a CUDA graph, why not."""
     step = resolve_step(config)
     if step == "modules":
         return "step: modules"
-    if use_graph(config, device):
+    if use_graph(config, device, processes):
         return "step: explicit, as one CUDA graph"
-    return f"step: explicit, eagerly ({'; '.join(eager_reasons(config, device)) or 'graph = off'})"
+    return f"step: explicit, eagerly ({'; '.join(eager_reasons(config, device, processes)) or 'graph = off'})"
 
 
 def resolve_step(config: Train) -> str:

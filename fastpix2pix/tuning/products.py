@@ -18,11 +18,16 @@ def measured_choice(cache: PlanCache, precision: str) -> Choice:
     return lambda problem: plans.get(str(problem)) or conv_plan(problem)
 
 
-def keep_plans(cache: PlanCache, precision: str, plans: Mapping[Problem, ConvPlan]) -> None:
+def measured_overlap(cache: PlanCache, precision: str) -> bool:
+    """Whether a generator was faster with kernels that overlap, when one was last measured."""
+    return bool((cache.load(_subject(precision)) or {}).get("overlap", False))
+
+
+def keep_plans(cache: PlanCache, precision: str, plans: Mapping[Problem, ConvPlan], overlap: bool) -> None:
     """Add to what is known. EnvironmentFailed where the disk refuses."""
     record = cache.load(_subject(precision)) or {"plans": {}}
     record["plans"] |= {str(problem): list(plan) for problem, plan in plans.items()}
-    cache.save(_subject(precision), record)
+    cache.save(_subject(precision), record | {"overlap": overlap})
 
 
 def _subject(precision: str) -> dict[str, Any]:

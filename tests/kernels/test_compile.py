@@ -1,5 +1,6 @@
 """Kernels become machine code for GPUs this machine may not have; a spill, or too much shared memory, is refused."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -7,8 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from fastpix2pix.config import Generator, Modes
 from fastpix2pix.kernels._triton import triton
+from fastpix2pix.kernels.conv_plan import conv_candidates, conv_plan
+from fastpix2pix.kernels.dispatch import recorded
+from fastpix2pix.model import build_generator
+from fastpix2pix.runtime.triton_engine import TritonEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -47,6 +54,19 @@ def compiled() -> dict[tuple[str, int], dict[str, int]]:
     return {(name, sm): dict(zip(keys, values, strict=True)) for name, sm, *values in json.loads(result.stdout)}
 
 
+@pytest.fixture(scope="module")
+def inference_kernels() -> set[str]:
+    """All that the Triton engine starts, in both modes of the statistics and with every product split or none."""
+    kernels = set()
+    for modes, plan in itertools.product((Modes("image", "fixed"), Modes("running", "fixed")), ("static", "split")):
+        net = build_generator(Generator(depth=5, ngf=4)).eval()
+        choose = conv_plan if plan == "static" else lambda problem: conv_candidates(problem)[-1]
+        with recorded() as tape:
+            TritonEngine(net, modes, torch.device("cpu"), choose=choose).translate(torch.zeros(1, 3, 64, 64))
+        kernels |= {launch.kernel for launch in tape}
+    return kernels
+
+
 def test_every_kernel_compiles_without_spills(compiled):
     of_package = {key: value for key, value in compiled.items() if key[0] != "crowded"}
     assert {"_adam_kernel", "_gan_loss_kernel", "_mean_kernel"} <= {name for name, _ in of_package}
@@ -58,6 +78,33 @@ def test_a_spill_is_seen_and_refused(compiled):
     crowded = compiled["crowded", 80]
     assert crowded["local"] > 0
     assert crowded["refused"]
+
+
+OVERLAP = """
+from bench.compile_table import binary_of, kernel_cases
+
+seen = set()
+for case in kernel_cases():
+    forms = {k: v for k, v in case.constexprs.items() if k in ("FLAT", "SPLIT", "stride_n")}
+    form = (case.kernel.__name__, *sorted(forms.items()))
+    if "OVERLAP" not in case.kernel.arg_names or form in seen:
+        continue
+    seen.add(form)
+    ptx = binary_of(case._replace(constexprs=case.constexprs | {"OVERLAP": True}), 90).asm["ptx"]
+    accesses = [ptx.find(name) for name in ("ld.global", "st.global", "cp.async.c") if name in ptx]
+    prefetches, wait = ptx.find("prefetch.global"), ptx.find("griddepcontrol.wait")
+    begun = ptx.find("griddepcontrol.launch_dependents")
+    assert 0 < begun < wait < min(accesses), form
+    assert (prefetches > 0) == bool(forms.get("SPLIT")) and prefetches < wait, form
+    print(case.kernel.__name__)
+"""
+
+
+def test_kernels_that_overlap_wait_before_they_look_at_anything(inference_kernels):
+    """In the machine's order: let the next one begin, fetch the weights, wait, and only then load or store."""
+    found = run("-c", OVERLAP)
+    assert found.returncode == 0, found.stderr
+    assert inference_kernels <= set(found.stdout.split())
 
 
 def test_shared_memory_above_a_limit_is_refused():

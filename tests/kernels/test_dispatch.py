@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastpix2pix.kernels import dispatch, losses
 from fastpix2pix.kernels._triton import triton
 from fastpix2pix.kernels.adam import adam, advance, found_inf_
-from fastpix2pix.kernels.dispatch import NotSupported, choose, recorded
+from fastpix2pix.kernels.dispatch import NotSupported, choose, overlapping, recorded
 from fastpix2pix.kernels.losses import gan_loss, l1_tanh_loss
+from fastpix2pix.kernels.split import sum_splits
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -205,6 +206,22 @@ def test_launches_never_ask_the_device():
     with recorded(run=False) as tape:
         whole_step("triton")
     assert len(tape) == 9
+
+
+@needs_triton
+def test_kernels_that_can_are_asked_to_overlap_inside_the_block_alone():
+    parts, out = torch.zeros(2, 4, 8, device=DEVICE), torch.zeros(4, 8, device=DEVICE)
+    with recorded(run=False) as tape:
+        sum_splits(parts, out, impl="triton")
+        with overlapping():
+            sum_splits(parts, out, impl="triton")
+            adam(**arena(), beta1=0.5, beta2=0.999, impl="triton")
+            with overlapping(False):
+                sum_splits(parts, out, impl="triton")
+        sum_splits(parts, out, impl="triton")
+    asked = [dict(launch.options).get("launch_pdl", False) for launch in tape]
+    assert asked == [False, True, False, False, False]
+    assert dict(tape[1].options)["OVERLAP"] is True
 
 
 @needs_triton

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpix2pix.config import Generator, Infer, Modes
+from fastpix2pix.config import Fitted, Generator, Infer, Modes
 from fastpix2pix.data.images import read_image, write_image
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
@@ -79,6 +79,35 @@ def test_one_image_becomes_one_file(photos, tmp_path):
     assert summary.outputs == (sink,)
     assert Image.open(sink).format == "BMP"
     assert np.array_equal(read_image(sink), translator()(read_image(photos / "c.png")))
+
+
+@pytest.mark.parametrize(
+    ("fitted", "expected"),
+    [
+        (Fitted(), (100, 60)),
+        (Fitted(size="64"), (64, 38)),  # inside, with its aspect
+        (Fitted("resize"), (32, 32)),  # the size trained on
+        (Fitted("resize", "64x96"), (64, 96)),
+        (Fitted("crop", "64"), (64, 64)),
+    ],
+    ids=str,
+)
+def test_fits(fitted, expected, tmp_path):
+    make(tmp_path, {"x.png": (100, 60)})
+    g = translator()
+    g.record["size"] = 32
+    translate_files(g, [tmp_path / "x.png"], tmp_path / "out.png", Infer(side_by_side=True), fitted=fitted)
+    found = read_image(tmp_path / "out.png")
+    assert found.shape == (expected[0], 2 * expected[1], 3)
+    fitted_picture, output = found[:, : expected[1]], found[:, expected[1] :]
+    assert np.array_equal(output, translator()(np.ascontiguousarray(fitted_picture)))
+
+
+def test_a_crop_is_the_middle(tmp_path):
+    (given,) = make(tmp_path, {"x.png": (96, 64)}).values()
+    fitted = Fitted("crop", "64")
+    translate_files(translator(), [tmp_path / "x.png"], tmp_path / "out.png", Infer(side_by_side=True), fitted=fitted)
+    assert np.array_equal(read_image(tmp_path / "out.png")[:, :64], given[16:80])
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", ".webp", "BMP", "tiff"])

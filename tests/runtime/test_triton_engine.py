@@ -14,7 +14,7 @@ from fastpix2pix.config import Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.kernels._triton import triton
 from fastpix2pix.kernels.conv_plan import ConvPlan, Problem, conv_candidates, conv_plan
-from fastpix2pix.kernels.dispatch import environment_reasons, recorded
+from fastpix2pix.kernels.dispatch import environment_reasons, overlap_reasons, recorded
 from fastpix2pix.model import Unet, build_generator
 from fastpix2pix.model.weights import save_network
 from fastpix2pix.runtime.load import auto_backend, load
@@ -247,6 +247,26 @@ def test_graph_gives_what_the_kernels_give_and_can_be_captured_by_others():
         graph.replay()
     stream.synchronize()
     assert torch.equal(y, plainly.translate(-x))
+
+
+@gpu
+@pytest.mark.parametrize("modes", MODES[:4], ids=str)
+@pytest.mark.parametrize("side", [32, 256])
+def test_kernels_that_overlap_give_the_same_picture(modes, side):
+    if reasons := overlap_reasons(DEVICE):
+        pytest.skip("; ".join(reasons))
+    net = network(depth=5 if side == 32 else 8, ngf=16)
+    overlapped, plainly = (engine(net, modes, "bf16", overlap=on) for on in (True, False))
+    for first in range(4):
+        x = pictures(1 + first % 2, side, side) * (first + 1) / 4
+        expected = plainly.translate(x, first)
+        for _ in range(3):
+            assert torch.equal(overlapped.translate(x, first), expected)
+
+
+def test_kernels_do_not_overlap_on_a_cpu():
+    with pytest.raises(EnvironmentFailed, match="overlap = True: kernels overlap on a GPU only"):
+        TritonEngine(network(), Modes(), torch.device("cpu"), impl="reference", overlap=True)
 
 
 @gpu

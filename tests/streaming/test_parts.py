@@ -1,4 +1,4 @@
-"""The parts of a stream that need no video: geometry, clock, figures, tiles, batches, steadiness."""
+"""The parts of a stream that need no video: geometry, clock, figures, batches, steadiness."""
 
 import math
 import threading
@@ -13,7 +13,6 @@ from fastpix2pix.errors import InputError
 from fastpix2pix.streaming.geometry import Geometry, check_fixed, fit_into
 from fastpix2pix.streaming.live import Clock
 from fastpix2pix.streaming.steady import Flicker, Steady
-from fastpix2pix.streaming.tiles import Tiles
 from fastpix2pix.streaming.timeline import Timeline
 from fastpix2pix.streaming.timing import Timing
 from fastpix2pix.streaming.together import Together
@@ -115,30 +114,6 @@ def test_timestamps_only_rise_and_go_on_after_a_restart():
     assert stamps([7000, 7040]) == [600, 640]
     assert timeline.move(sound, Fraction(1, 1000))
     assert sound.pts == sound.dts == 8 - 6400 * 8
-
-
-def test_tiles_blend_to_the_whole_and_cover_it():
-    picture = torch.randn(1, 3, 160, 224)
-    calls = []
-
-    def translate(tile: torch.Tensor) -> torch.Tensor:
-        calls.append(tuple(tile.shape[-2:]))
-        return 2 * tile
-
-    assert torch.allclose(Tiles(translate, 64)(picture), 2 * picture, atol=1e-5)
-    assert set(calls) == {(64, 64)}
-    assert len(calls) == 3 * 5  # neighbours overlap by a quarter or more
-    calls.clear()
-    assert torch.allclose(Tiles(translate, 256)(picture), 2 * picture, atol=1e-5)
-    assert calls == [(160, 224)]
-
-
-def test_a_seam_between_tiles_is_a_ramp():
-    """Tiles that disagree by 1 are blended without a step."""
-    numbers = iter(range(2))
-    blended = Tiles(lambda tile: torch.full_like(tile[:, :1], next(numbers)), 64)(torch.zeros(1, 3, 64, 112))[0, 0, 32]
-    assert float(blended[0]) == 0 and float(blended[-1]) == 1
-    assert float(blended.diff().abs().max()) < 0.1
 
 
 def run_together(together: Together, pictures: list[torch.Tensor]) -> list:

@@ -13,6 +13,7 @@ from fastpix2pix.training import checkpoint
 from fastpix2pix.training.arena import ALIGN, Arena
 from fastpix2pix.training.explicit_step import ExplicitStep
 from fastpix2pix.training.module_step import ModuleStep
+from fastpix2pix.training.processes import Group
 from fastpix2pix.training.stages import How
 from fastpix2pix.training.step import build_state
 
@@ -171,11 +172,12 @@ def test_reduction_sees_every_gradient_before_its_update():
     config = make().config
     seen: list[int] = []
 
-    def drop(gradient: Tensor) -> None:
-        seen.append(gradient.data_ptr())
-        gradient.zero_()
+    class Drop(Group):
+        def reduce(self, flat: Tensor) -> None:
+            seen.append(flat.data_ptr())
+            flat.zero_()
 
-    state = ExplicitStep(config, CPU, How(impl="reference"), reduce=drop)
+    state = ExplicitStep(config, CPU, How(impl="reference"), Drop())
     before = {k: p.clone() for k, p in state.generator.named_parameters()}
     ((x, y),) = batches(config, 1)
     state.step(x, y, 0, 2e-4)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..config import Fitted
+from ..errors import InputError
+from .engine import Engine
 
 OVERLAP = 4  # a quarter of the side
 
@@ -37,6 +42,41 @@ class Tiles:
                 weights[here] += weight
         assert blended is not None
         return blended / weights
+
+
+class TiledEngine:
+    """An engine whose pictures are translated in tiles; one noise for all tiles of a picture."""
+
+    def __init__(self, engine: Engine, side: int) -> None:
+        self._engine, self._side = engine, side
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def translate(
+        self,
+        batch: Tensor,  # [N, in_channels, H, W] float32 in [-1, 1]
+        first: int = 0,  # running number of the first image
+    ) -> Tensor:  # [N, out_channels, H, W] float32, on the CPU
+        def one(number: int) -> Tensor:
+            def translate(tile: Tensor) -> Tensor:
+                return self._engine.translate(tile.to(self._engine.device), first + number)
+
+            return Tiles(translate, self._side)(batch[number : number + 1])
+
+        return torch.cat([one(number) for number in range(len(batch))])
+
+
+def check_tiles(engine: Engine, options: Fitted) -> None:
+    """Refuse fit = tile where tiles would not add up to the whole, or are of no size that the model takes."""
+    if options.fit != "tile":
+        return
+    if engine.modes.norm_stats != "running":
+        raise InputError(
+            "fit = tile: a tile has other image statistics than the whole; use --norm-stats running, or fit = pad"
+        )
+    if options.tile % engine.multiple:
+        raise InputError(f"tile = {options.tile}: this model takes multiples of {engine.multiple} pixels")
 
 
 def _starts(length: int, side: int) -> list[int]:
