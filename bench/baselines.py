@@ -116,7 +116,7 @@ class CompiledGraphStep(CompiledStep):
     def __init__(self, config: Train, device: torch.device, backend: str) -> None:
         self.lr = torch.full((), config.lr, device=device)
         super().__init__(config, device, backend)
-        self.graph = GraphedBody(self._body)
+        self.graph = GraphedBody(self._body, required=True)
 
     def step(self, x: Tensor, y: Tensor, number: int, lr: float) -> Tensor:
         self.lr.fill_(lr)

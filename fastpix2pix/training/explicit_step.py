@@ -43,7 +43,8 @@ class ExplicitStep(State):
     ) -> None:
         super().__init__(config, device, group)
         self.how = how
-        self.graph = GraphedBody(self.body) if use_graph(config, device, group.size) else None
+        required = config.graph == "on"
+        self.graph = GraphedBody(self.body, required) if use_graph(config, device, group.size) else None
         self.dtype = COMPUTE[self.precision]
         self.arena_g = Arena(self.generator, self.dtype)
         self.arena_d = Arena(self.discriminator, self.dtype) if self.discriminator else None

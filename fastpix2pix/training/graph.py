@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import Train
+from ..console import say
 from ..errors import EnvironmentFailed
 
 WARM_UP = 3  # real steps run eagerly first: libraries choose their algorithms, kernels are compiled
@@ -46,11 +47,13 @@ class GraphedBody:
     """Calls `body` eagerly for the first steps, captures it, and replays it from then on.
 
     All calls have inputs of one shape (the sampler wraps, so there are no partial batches). The losses returned are
-    overwritten by the next call.
+    overwritten by the next call. A capture that breaks off raises EnvironmentFailed where a graph is required; else it
+    is said, and all calls are eager.
     """
 
-    def __init__(self, body: Body) -> None:
-        self.body = body
+    def __init__(self, body: Body, required: bool = False) -> None:
+        self.body, self.required = body, required
+        self.broken = False
         self.graph: torch.cuda.CUDAGraph | None = None
         self.eager = 0
         self.stream = torch.cuda.Stream()
@@ -59,9 +62,10 @@ class GraphedBody:
         if self.eager < WARM_UP:
             self.eager += 1
             return self._on_side_stream(x, y, number)
+        if self.graph is None and not self.broken:
+            self._try_capture(x, y)
         if self.graph is None:
-            self._capture(x, y)
-        assert self.graph is not None
+            return self._on_side_stream(x, y, number)
         self.x.copy_(x)
         self.y.copy_(y)
         self.graph.replay()
@@ -79,6 +83,16 @@ class GraphedBody:
         torch.cuda.current_stream().wait_stream(self.stream)
         losses.record_stream(torch.cuda.current_stream())
         return losses
+
+    def _try_capture(self, x: Tensor, y: Tensor) -> None:
+        try:
+            self._capture(x, y)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            if self.required:
+                raise EnvironmentFailed(f"graph = on: the capture broke off ({reason}); use graph = off") from error
+            self.broken = True
+            say(f"step: explicit, eagerly from here on (the capture as a CUDA graph broke off: {reason})")
 
     def _capture(self, x: Tensor, y: Tensor) -> None:
         """Record the step without running it. `thread_local`: loader threads call CUDA meanwhile."""

@@ -6,7 +6,7 @@ import torch
 from fastpix2pix.config import train_config
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.training import checkpoint
-from fastpix2pix.training.graph import WARM_UP, eager_reasons, use_graph
+from fastpix2pix.training.graph import WARM_UP, GraphedBody, eager_reasons, use_graph
 from fastpix2pix.training.step import build_state, describe_step
 
 SMALL = {
@@ -49,6 +49,24 @@ def test_captured_where_it_can_be():
 def test_on_is_refused_before_anything_is_built():
     with pytest.raises(EnvironmentFailed, match=r"graph = on cannot be done"):
         build_state(train_config(**SMALL, graph="on"), torch.device("cpu"))
+
+
+@pytest.mark.gpu
+def test_a_capture_that_breaks_off_is_said_or_refused(capsys):
+    x = torch.ones(2, device="cuda")
+
+    def body(x: torch.Tensor, y: torch.Tensor, number: int) -> torch.Tensor:
+        return x * y * (x.sum().item() > 0)  # asks the device, which a capture cannot
+
+    graphed = GraphedBody(body)
+    for number in range(WARM_UP + 3):
+        assert graphed(x, number * x, number).tolist() == [number] * 2
+    assert capsys.readouterr().err.count("the capture as a CUDA graph broke off") == 1
+    required = GraphedBody(body, required=True)
+    for number in range(WARM_UP):
+        required(x, x, number)
+    with pytest.raises(EnvironmentFailed, match="graph = on: the capture broke off"):
+        required(x, x, WARM_UP)
 
 
 @pytest.mark.gpu
