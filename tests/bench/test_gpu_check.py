@@ -90,7 +90,7 @@ def test_record_of_a_good_run(runs):
         assert row["status"] == "ok" or (row["status"] == "skipped" and row["reason"])
     skipped = [row["row"] for row in record["rows"] if row["status"] == "skipped" and row["part"] not in GPU_ONLY]
     assert len([row for row in rows(record, "steps") if row["status"] == "skipped"]) == 3
-    assert len(skipped) == 3 + 2 * 3 and all("graph" in name for name in skipped), skipped
+    assert len(skipped) == 3 + 2 * 4 and all("graph" in name for name in skipped), skipped
 
 
 def test_every_kernel_is_checked_in_every_type(runs):
@@ -323,6 +323,7 @@ def test_what_is_compiled_ahead_is_recorded_without_starting_it():
     own = {"_conv_kernel", "_conv_wgrad_kernel"}
     assert own <= {launch.kernel for launch in steps} and own <= {launch.kernel for launch in trials}
     assert {"_conv_kernel", "_norm_act_fwd_kernel"} <= {launch.kernel for launch in engines}
+    assert {dict(launch.options).get("launch_pdl", False) for launch in engines} == {False, True}
     assert {"_gan_loss_kernel", "_found_inf_kernel", "_norm_act_bwd_kernel"} <= {launch.kernel for launch in checks}
     assert len(distinct(steps)) < len(distinct(steps + trials)) < len(steps + trials)
     assert len(distinct(steps + steps)) == len(distinct(steps))
