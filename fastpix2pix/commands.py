@@ -122,7 +122,7 @@ class InferCommand:
         arg(metavar="SOURCE... SINK", help="images, videos, cameras, URLs, -; last, where the result goes"),
     ]
     translation: OmitArgPrefixes[Infer] = field(default_factory=Infer)  # of images and videos
-    streaming: OmitArgPrefixes[Stream] = field(default_factory=Stream)  # of videos
+    streaming: OmitArgPrefixes[Stream] = field(default_factory=Stream)  # of videos; fit, size and tile of images too
 
     def __call__(self) -> int:
         from .streaming.address import is_video

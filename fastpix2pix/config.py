@@ -245,8 +245,8 @@ class Infer:
     batch: int = 1  # images of equal size, or pictures of several videos, translated together
     cache: bool = True  # keep the engines that backend = tensorrt or tensorrt-rtx builds from a model
     cache_gib: float = 4.0  # GiB of engines kept; the least used go first
-    direction: Direction | None = None  # the sources are A|B pairs: take the left (AtoB) or right (BtoA) half as input
-    side_by_side: bool = False  # write input | output into one picture
+    direction: Direction | None = None  # the sources are A|B images: take the left (AtoB) or right (BtoA) half
+    side_by_side: bool = False  # of images: write input | output into one
     suffix: str | None = None  # file type in a folder sink: png (images), mp4 (videos), or a video's frames as png
     overwrite: bool = False  # replace outputs that exist
     profile: str | None = None  # folder for a trace of a few translations of images, top kernels, launches and bytes
@@ -272,8 +272,8 @@ class Raw:
 class Fitted:
     """How pictures get into a network, of images and of video."""
 
-    fit: Fit = "pad"  # pad: the source's own size; resize: to --size; crop: centre, to --size; tile: in squares
-    size: str | None = None  # height x width, as 256 or 256x512; default of resize and crop: the size trained on
+    fit: Fit = "pad"  # pad: the source's own size; tile: that, in squares; resize: to --size; crop: centre, to --size
+    size: str | None = None  # 256 or 256x512 (height x width); of pad and tile at most; default of the others: trained
     tile: int = 512  # side of the squares of fit = tile, pixels; they overlap by a quarter
 
     def __post_init__(self) -> None:

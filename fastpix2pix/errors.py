@@ -7,8 +7,8 @@ class Fastpix2pixError(Exception):
     exit_code = 1
 
 
-class InputError(Fastpix2pixError, ValueError):
-    """Bad input or option (exit code 2)."""
+class InputError(Fastpix2pixError):
+    """Bad input or option (exit code 2). No ValueError: of those the option parser makes messages of its own."""
 
     exit_code = 2
 

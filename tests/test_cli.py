@@ -149,6 +149,7 @@ BAD = [  # arguments with {d}ata, {m}odel and {t}mp folder; exit code; what stde
     ("infer {m} {d}/val/0.png {t}/out.mp4", 2, "out.mp4"),
     ("infer {m} {d}/val/0.png {t}/out.png --live", 2, "live: is for videos"),
     ("infer {m} {d}/val/0.png {t}/out.png --fit tile", 2, "other image statistics"),
+    ("infer {m} {d}/val/0.png {t}/out.png --size 0", 2, "error: size = 0: must be"),
     ("infer {t}/g.pth {d}/val/0.png {t}/out.png", 2, "g.pth: no such file"),
     ("convert {m} {t}/out.onnx", 2, "allowed are .pth -> .safetensors"),
     ("convert {t}/text.pth {t}/out.safetensors", 2, "text.pth: empty or not a PyTorch file"),

@@ -31,8 +31,9 @@ def write_shards(
     found = {split: find_pairs(root, split) for split in splits(root) or ("train",)}
     if megabytes < 1:
         raise InputError(f"megabytes = {megabytes}: must be at least 1")
-    if root.resolve().is_relative_to(out):
-        raise InputError(f"{out}: holds {root}, which is read; choose another folder")
+    holds = root.resolve().is_relative_to(out)
+    if holds or out.is_relative_to(root.resolve()):
+        raise InputError(f"{out}: {'holds' if holds else 'lies in'} {root}, which is read; choose another folder")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
         raise InputError(f"{out}: exists and is not an empty folder; choose another, or overwrite to replace it")
     total, done, shards = sum(map(len, found.values())), count(1), 0

@@ -78,7 +78,7 @@ def load_network(path: str | Path, network: Kind | None = None) -> tuple[Unet | 
             check_modes(config, modes)
         with torch.device("meta"):
             shapes = build(config).state_dict()
-    except (TypeError, ValueError, RuntimeError) as error:  # InputError is a ValueError
+    except (InputError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: damaged record: {error}") from error
     check_state(config, shapes, state, str(path))  # before any memory is taken on the record's word
     net = empty_network(config)
@@ -131,7 +131,7 @@ def infer_config(state: Mapping[str, Tensor]) -> Generator | Discriminator | Non
         if "down.0.conv.weight" in state:
             return _infer_generator(state)
         return _infer_discriminator(state)
-    except (KeyError, IndexError, ValueError):  # InputError is a ValueError
+    except (InputError, KeyError, IndexError, ValueError):
         return None
 
 

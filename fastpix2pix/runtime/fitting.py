@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Fitted
+from ..data.images import MAX_PIXELS
 from ..data.jitter import resize
+from ..errors import InputError
 
 Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -54,6 +56,8 @@ def fit_image(
     """What of an image is translated, scaled as training scales (Pillow's bicubic)."""
     source = (image.shape[0], image.shape[1])
     (top, left, height, width), size = fit_picture(source, options.fit, size_asked(options, described), trained)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise InputError(f"size = {options.size}: {size[0]}x{size[1]} pixels; allowed are {MAX_PIXELS} per image")
     return resize(image[top : top + height, left : left + width], size)
 
 

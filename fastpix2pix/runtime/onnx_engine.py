@@ -134,7 +134,7 @@ class OnnxEngine:
             if version == FORMAT:
                 for name, kind in (("architecture", Generator), ("modes", Modes), ("form", Form)):
                     from_record(kind, record[name])
-        except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
+        except (InputError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self.name}: damaged record ({type(error).__name__}: {error}); build it again"
             ) from error

@@ -201,6 +201,6 @@ def _parse(beside: Path) -> Plan:
             content[name] = tuple(content[name])
         plan = Plan(**content)
         _ = plan.generator
-    except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
+    except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{beside}: written by another version ({error}); build the engine again") from None
     return plan

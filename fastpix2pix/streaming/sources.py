@@ -223,9 +223,14 @@ class FFmpegSource:
                 self.broken, in_a_row = self.broken + 1, in_a_row + 1
                 if in_a_row > _HOPELESS:
                     raise InputError(
-                        f"{self.name}: {in_a_row} broken packets in a row; the rest cannot be read"
+                        f"{self.name}: {in_a_row} broken packets in a row; the rest cannot be read{self._hint()}"
                     ) from None
                 packets = self._demux()
+
+    def _hint(self) -> str:
+        if self.kind == "pipe" and "mp4" in self._container.format.name:
+            return " (an MP4 with its index at the end cannot be read from a pipe: give the file, or .mkv or .ts)"
+        return ""
 
     def _demux(self) -> Iterator[Any]:
         return self._container.demux(self._video, *self._sound)
@@ -273,8 +278,8 @@ def check_sources(addresses: list[str], sink: str) -> None:
     for address in addresses:
         if source_kind(address) == "images" and len(list_images(address)) < 2:
             raise InputError(
-                f"{address}: one image, and {shown(sink)} is for video; give an image file or a folder as sink, or a "
-                "folder or pattern of frames as source"
+                f"{address}: one image, and {shown(sink)} is for video, or there are videos beside it; translate "
+                "images apart, into an image file or a folder; a folder or pattern of frames is a video"
             )
         if source_kind(address) == "video" and not Path(address).is_file():
             raise InputError(f"{address}: no such file")

@@ -75,8 +75,6 @@ def restore(folder: Path, state: State) -> tuple[dict[str, Any], dict[str, Tenso
             _load_network(folder / "discriminator.safetensors", "discriminator", state.discriminator)
         _restore_tensors(state, tensors, meta, folder)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
         older = "remove this folder to go on from the one before it"
         raise InputError(f"{folder}: incomplete or damaged checkpoint ({error}); {older}") from error
     return meta["counters"], {name.removeprefix("loop/"): t for name, t in tensors.items() if name.startswith("loop/")}

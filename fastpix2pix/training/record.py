@@ -78,8 +78,6 @@ def read_record(run: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{run} is no run folder (it has no config.json): nothing to resume there") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: not the record of a run ({error})") from error
 
 

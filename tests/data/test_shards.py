@@ -170,6 +170,8 @@ def test_writing_refuses_what_it_would_destroy(both, tmp_path):
         write_shards(folder, shards)
     with pytest.raises(InputError, match="which is read"):
         write_shards(folder / "train", folder, overwrite=True)
+    with pytest.raises(InputError, match=r"sub: lies in .*which is read"):
+        write_shards(folder, folder / "sub")
     with pytest.raises(InputError, match="megabytes = 0"):
         write_shards(folder, tmp_path / "new", megabytes=0)
     assert write_shards(shards, tmp_path / "again") == 2  # shards are a layout like the others

@@ -103,6 +103,14 @@ def test_fits(fitted, expected, tmp_path):
     assert np.array_equal(output, translator()(np.ascontiguousarray(fitted_picture)))
 
 
+def test_a_size_beyond_the_limit_is_refused_before_it_is_made(tmp_path):
+    make(tmp_path, {"x.png": (32, 32)})
+    with pytest.raises(InputError, match="size = 100000: 100000x100000 pixels; allowed are"):
+        translate_files(
+            translator(), [tmp_path / "x.png"], tmp_path / "y.png", PLAIN, fitted=Fitted("resize", "100000")
+        )
+
+
 def test_a_crop_is_the_middle(tmp_path):
     (given,) = make(tmp_path, {"x.png": (96, 64)}).values()
     fitted = Fitted("crop", "64")
