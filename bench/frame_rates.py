@@ -60,7 +60,9 @@ def _build(at: Setting) -> Values:
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()  # ninja prints what compilers say
         told = [line for line in lines if "error" in line.lower() or line.startswith("fastpix2pix:")]
-        raise Skipped(f"the extension could not be built: {'; '.join(told or lines[-3:])[:2000]}")
+        failed = any("non-zero exit status" in line for line in lines)  # of a compiler; else a tool is missing
+        kind = Mismatch if failed else Skipped
+        raise kind(f"the extension could not be built: {'; '.join(told or lines[-3:])[:2000]}")
     importlib.invalidate_caches()
     from fastpix2pix.runtime import native
 

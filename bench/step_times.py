@@ -6,7 +6,6 @@ weights' change in it, and the losses after a few steps, when a CUDA graph is be
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fastpix2pix.training.state import State
 from fastpix2pix.tuning.numerics import exact_fp32
 
 from .baselines import CompiledGraphStep, CompiledStep, StandardStep
+from .comparison import release
 from .devices import Pair, Setting, synthetic_pairs
 from .report import Mismatch, Report, Skipped, Values
 from .timing import Run, Timing, interleaved
@@ -103,7 +103,7 @@ def run(report: Report, at: Setting) -> None:
         if _to_do(report, batch):
             _run_batch(report, at, batch, wrong, A_BATCH * (len(order) - number - 1))
             torch._dynamo.reset()
-            _release(at)
+            release(at)
 
 
 def _to_do(report: Report, batch: int) -> bool:
@@ -126,13 +126,6 @@ def _concerns_timing(row: Values) -> bool:
 def _of_own_convolutions(row: Values) -> bool:
     """Whether it says nothing about the step with the library's."""
     return row["part"] == "convolutions" or "own convolutions" in row["row"]
-
-
-def _release(at: Setting) -> None:
-    """Give memory back: a captured step is a cycle, and holds its own pool."""
-    gc.collect()
-    if at.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _run_batch(report: Report, at: Setting, batch: int, wrong: list[tuple[str, bool]], reserve: float) -> None:
@@ -183,7 +176,7 @@ class Truth:
         values: Values = {}
         if entry.twin:
             values = self._compare(*self._trained(entry.build(dropout="none"), pairs))
-            _release(self.at)
+            release(self.at)
         state = entry.build()
         first = state.step(*pairs[0], 0, state.config.lr).to(self.losses.device)
         off = float(((first - self.losses[0]).abs() / self.losses[0].abs().clamp(min=0.1)).max())

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -62,6 +62,23 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: a file is in the way of this folder; choose another") from None
     except OSError as error:
         raise environment_failed(path, error) from error
+
+
+def check_new_folder(out: Path, overwrite: bool, reads: Sequence[Path], ours: str = "*") -> None:
+    """Refuse a folder to be written that is not empty, or that holds or lies in one that is read.
+
+    With overwrite it may be replaced, where all in it is `ours`, a pattern of names.
+    """
+    for folder in reads:
+        inside = folder.resolve().is_relative_to(out)  # overwrite would delete what is read
+        if inside or out.is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{out}: {'holds' if inside else 'lies in'} {folder}, which is read; choose another folder"
+            )
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
+        raise InputError(f"{out}: exists and is not an empty folder; choose another, or overwrite to replace it")
+    if out.exists() and (others := sorted(path.name for path in out.iterdir() if not path.match(ours))):
+        raise InputError(f"{out}: overwrite would delete {others[0]}, which is no {ours}; choose another folder")
 
 
 def cache_folder(name: str) -> Path:

@@ -54,7 +54,7 @@ def environment_reasons(device: str) -> list[str]:
     if not _starts():
         return []
     if device != "cuda" and not interpreted:
-        return [f"they need a CUDA GPU, and the device is {device} (for tests, TRITON_INTERPRET=1 runs them anyway)"]
+        return [f"own kernels need a CUDA GPU; the device is {device} (TRITON_INTERPRET=1 runs them there, for tests)"]
     if device == "cuda" and interpreted:
         return ["TRITON_INTERPRET=1 is for tensors on a CPU"]
     return []

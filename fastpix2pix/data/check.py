@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..files import written_aside
+from ..files import check_new_folder, written_aside
 from .images import MAX_PIXELS, as_array, natural_channels, open_image, write_image
 from .pairs import SPLITS, Pair, Problem, first_ten, match, scan, splits
 
@@ -173,13 +173,7 @@ def combine(
     for folder in (a, b):
         if not folder.is_dir():
             raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-        inside = folder.resolve().is_relative_to(out)  # overwrite would delete what is read
-        if inside or out.is_relative_to(folder.resolve()):
-            raise InputError(
-                f"{out}: {'holds' if inside else 'lies in'} {folder}, which is read; choose another folder"
-            )
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
-        raise InputError(f"{out}: exists and is not an empty folder; choose another, or overwrite to replace it")
+    check_new_folder(out, overwrite, (a, b))
     jobs, problems = _jobs(a, b)
     with written_aside(out) as aside:
         for below, _ in jobs:

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import written_aside
+from ..files import check_new_folder, written_aside
 from .pairs import Pair, find_pairs, splits
 
 
@@ -25,17 +25,13 @@ def write_shards(
 
     A|B files become <name>.ab.<suffix>, others <name>.a.<suffix> and <name>.b.<suffix> beside each other, which is
     WebDataset's form. The same pairs give the same bytes. Raises InputError for what find_pairs refuses, and for an
-    out that is not empty; overwrite replaces the folder as a whole, once the new one is complete.
+    out that is not empty; overwrite replaces a folder of archives as a whole, once the new one is complete.
     """
     root, out = Path(root), Path(out).resolve()
     found = {split: find_pairs(root, split) for split in splits(root) or ("train",)}
     if megabytes < 1:
         raise InputError(f"megabytes = {megabytes}: must be at least 1")
-    holds = root.resolve().is_relative_to(out)
-    if holds or out.is_relative_to(root.resolve()):
-        raise InputError(f"{out}: {'holds' if holds else 'lies in'} {root}, which is read; choose another folder")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
-        raise InputError(f"{out}: exists and is not an empty folder; choose another, or overwrite to replace it")
+    check_new_folder(out, overwrite, (root,), ours="*.tar")
     total, done, shards = sum(map(len, found.values())), count(1), 0
 
     def added(tar: tarfile.TarFile, pair: Pair) -> int:

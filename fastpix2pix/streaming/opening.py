@@ -23,6 +23,9 @@ WAITED = (av.error.ExitError, av.error.TimeoutError, av.error.BlockingIOError)  
 _POLL = 2.0  # seconds that a read of a network may take before the question whether to stop is asked
 
 
+_NO_CUDA = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
 class Stopped(Exception):
     """The person asked to stop before there was anything to finish."""
 
@@ -35,7 +38,7 @@ def open_input(
         try:
             stays = options.frames == "cuda" and options.preview is None  # the preview looks at frames on the CPU
             return _open(address, kind, options, _accelerator(stays, device), stop), True
-        except (OSError, NotImplementedError) as error:
+        except Exception as error:
             if not _no_hardware(error):
                 raise
             if options.hwaccel == "cuda":
@@ -61,9 +64,10 @@ def _accelerator(stays: bool, device: str) -> HWAccel:
 
 
 def _no_hardware(error: Exception) -> bool:
-    """PyAV's ways to say that there is no CUDA, or none that it can use."""
-    unsupported = isinstance(error, OSError) and error.errno == errno.EOPNOTSUPP
-    return unsupported or isinstance(error, PermissionError | NotImplementedError)
+    """Whether PyAV says that it cannot decode with CUDA: no device, none it may use, or no decoder for this codec."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_CUDA
+    return isinstance(error, NotImplementedError)  # PyAV's own, "No supported hardware config for" a codec
 
 
 def _open(address: str, kind: Kind, options: Stream, hwaccel: HWAccel | None, stop: Callable[[], bool]) -> Any:

@@ -111,7 +111,7 @@ def tune(
 ) -> Tuned:
     """Measure, choose, keep. Raises EnvironmentFailed where kernels cannot run or the cache be written."""
     if impl == "triton" and (reasons := environment_reasons(device.type)):
-        raise EnvironmentFailed(f"own kernels cannot run here: {'; '.join(reasons)}")
+        raise EnvironmentFailed(f"tune: {'; '.join(reasons)}")
     cache, end = cache or PlanCache(device), time.monotonic() + 60 * minutes
     kept = None if afresh else cached(config, device, cache)
     times = dict(kept.times) if kept else {}

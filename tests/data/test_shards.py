@@ -172,6 +172,11 @@ def test_writing_refuses_what_it_would_destroy(both, tmp_path):
         write_shards(folder / "train", folder, overwrite=True)
     with pytest.raises(InputError, match=r"sub: lies in .*which is read"):
         write_shards(folder, folder / "sub")
+    write_shards(folder, shards, overwrite=True)
+    (shards / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"overwrite would delete notes\.txt, which is no \*\.tar"):
+        write_shards(folder, shards, overwrite=True)
+    (shards / "notes.txt").unlink()
     with pytest.raises(InputError, match="megabytes = 0"):
         write_shards(folder, tmp_path / "new", megabytes=0)
     assert write_shards(shards, tmp_path / "again") == 2  # shards are a layout like the others

@@ -57,7 +57,7 @@ def test_auto_falls_back_and_a_name_raises(monkeypatch):
 @needs_triton
 def test_a_name_lists_every_reason(monkeypatch):
     monkeypatch.setattr(dispatch, "interpreted", False)
-    every = "they need a CUDA GPU, and the device is cpu (for tests, TRITON_INTERPRET=1 runs them anyway); one; two;"
+    every = "own kernels need a CUDA GPU; the device is cpu (TRITON_INTERPRET=1 runs them there, for tests); one; two;"
     with pytest.raises(NotSupported, match=re.escape(every)):
         choose("adam", "triton", X, ["one", "two"])
 
