@@ -89,11 +89,15 @@ def test_dropping_an_open_runtime_ends_its_threads() -> None:
 
 
 INTERRUPTED = """
-import signal, numpy as np
+import threading, numpy as np
 from fastpix2pix.runtime.native import FrameRuntime, InputSpec, OutputSpec
 r = FrameRuntime(InputSpec("rgb", (4, 4), (4, 4)), OutputSpec("rgb", (4, 4), (4, 4)), None, slots=2)
-print("ready", flush=True)
+def tell():
+    while r.stats()["frames"]["pending"] < PENDING:
+        pass
+    print("ready", flush=True)
 try:
+    threading.Thread(target=tell).start()
     WAIT
 except KeyboardInterrupt:
     print("interrupted", r.stats()["frames"]["pending"], flush=True)
@@ -123,7 +127,7 @@ def python(source: str) -> "subprocess.Popen[str]":
     [("r.collect(np.empty((4, 4, 3), np.uint8))", 0), ("[r.submit(bytes(48)) for _ in range(9)]", 2)],
 )
 def test_ctrl_c_ends_a_wait(wait: str, pending: int) -> None:
-    child = python(INTERRUPTED.replace("WAIT", wait))
+    child = python(INTERRUPTED.replace("WAIT", wait).replace("PENDING", str(pending)))
     assert child.stdout and child.stdout.readline() == "ready\n"
     time.sleep(0.3)
     child.send_signal(signal.SIGINT)
