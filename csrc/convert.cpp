@@ -41,7 +41,7 @@ void sum_rows(TapsView taps, int y, std::ptrdiff_t n, float* sums, const RowAt& 
     if (weight == 0.0f) continue;
     some.src[some.count] = row_at(taps.first[y] + k);
     some.weight[some.count++] = weight;
-    if (some.count == rows::kTaps) flush();
+    if (some.count == rows::kTaps<T>) flush();
   }
   flush();
 }

@@ -25,11 +25,14 @@ void load_chroma(const std::uint8_t* src, int step, int phase, std::ptrdiff_t n,
 
 // A few taps of a vertical filter: sum + weight[0] * src[0] + weight[1] * src[1] + ... in that order, from nothing if
 // they are the first.
+template <class T>
 constexpr int kTaps = 4;
+template <>
+constexpr int kTaps<std::uint8_t> = 32;  // a whole window of most resizes
 template <class T>
 struct TapRows {
-  const T* src[kTaps];
-  float weight[kTaps];
+  const T* src[kTaps<T>];
+  float weight[kTaps<T>];
   int count;  // 1 to kTaps
 };
 void add(const TapRows<std::uint8_t>& taps, bool first, std::ptrdiff_t n, float* sum);
