@@ -143,12 +143,12 @@ INLINE Vector load4(const float* from) {
 // Columns x to x + Count: several, as none waits for another's sum.
 template <int Pitch, int Count>
 INLINE void filter_some(const float* __restrict src, const TapsView& taps, ptrdiff_t x, const Rows& to) {
-  const float *from[Count], *weight = taps.weight + x;
+  const float* weight = taps.weight + x;
+  ptrdiff_t first[Count];
   Vector sum[Count] = {};
-  for (int i = 0; i < Count; ++i) from[i] = src + Pitch * taps.first[x + i];
-  for (ptrdiff_t k = 0; k < taps.count; ++k) {
-    for (int i = 0; i < Count; ++i) sum[i] = sum[i] + weight[i] * load4(from[i] + Pitch * k);
-    weight += taps.out;
+  for (int i = 0; i < Count; ++i) first[i] = Pitch * taps.first[x + i];
+  for (int k = 0; k < taps.count; ++k, src += Pitch, weight += taps.out) {
+    for (int i = 0; i < Count; ++i) sum[i] = sum[i] + weight[i] * load4(src + first[i]);
   }
   for (int c = 0; c < 3; ++c) {
     for (int i = 0; i < Count; ++i) to.c[c][x + i] = sum[i][c];

@@ -108,6 +108,7 @@ constexpr Geometry kGeometries[] = {
     {53, 37, {0, 0, 53, 37}, 16, 16, {0, 0, 16, 16}},  // reduced
     {7, 5, {0, 0, 7, 5}, 24, 16, {0, 0, 24, 16}},      // enlarged
     {51, 33, {3, 1, 45, 31}, 32, 32, {0, 5, 32, 22}},  // letterbox of an odd crop
+    {41, 80, {0, 0, 41, 80}, 3, 2, {0, 0, 3, 2}},      // more rows in a window than are added at once
 };
 
 template <class Body>

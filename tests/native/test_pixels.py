@@ -28,6 +28,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "reduced": {"frame": (37, 53), "network": (16, 16)},
     "enlarged": {"frame": (5, 7), "network": (16, 24)},
     "reduced to a pixel": {"frame": (9, 31), "network": (1, 1)},
+    "more rows in a window than are added at once": {"frame": (80, 41), "network": (2, 3)},
     "one axis only": {"frame": (16, 31), "network": (16, 16)},
     "letterbox of an odd crop": {
         "frame": (33, 51),
