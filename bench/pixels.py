@@ -142,28 +142,28 @@ def nv12_case(size: tuple[int, int], threads: int) -> Case:
     return Case("nv12 -> nchw float32", out, wanted, 1e-3, ours, numpy, {"planes in place": in_place})
 
 
-def resize_case(size: tuple[int, int], threads: int) -> Case:
-    """Fused: uint8 rgb resized by the antialiased triangle to a network's size, and normalised."""
+def resize_case(size: tuple[int, int], filter: str, threads: int) -> Case:
+    """Fused: uint8 rgb resized to a network's size by an antialiased filter, bilinear or bicubic, and normalised."""
     frame = _frame(size)
     out = _tensor(NETWORK, "nchw", "float32")
     into, source = torch.from_numpy(out), torch.from_numpy(frame).permute(2, 0, 1)[None]
 
     def pillow() -> None:
-        small = Image.fromarray(frame).resize(NETWORK[::-1], Image.Resampling.BILINEAR)
+        small = Image.fromarray(frame).resize(NETWORK[::-1], Image.Resampling[filter.upper()])
         out[:] = (np.asarray(small).astype(np.float32) / 127.5 - 1.0).transpose(2, 0, 1)
 
     def interpolate(source: torch.Tensor, as_float: bool) -> None:
         given = source.float() if as_float else source
-        small = torch.nn.functional.interpolate(given, NETWORK, mode="bilinear", antialias=True)
+        small = torch.nn.functional.interpolate(given, NETWORK, mode=filter, antialias=True)
         into.copy_(small[0]).div_(127.5).sub_(1.0)
 
-    plan = InputPlan(InputSpec("rgb", size, NETWORK, filter="bilinear"), threads)
-    wanted = network_input([frame], format="rgb", frame=size, network=NETWORK, filter="bilinear", real=np.float32)
+    plan = InputPlan(InputSpec("rgb", size, NETWORK, filter=filter), threads)
+    wanted = network_input([frame], format="rgb", frame=size, network=NETWORK, filter=filter, real=np.float32)
     runs: dict[str, Run] = {
         "interpolate uint8": partial(interpolate, source, False),
         "interpolate float": partial(interpolate, source, True),
     }
-    name = f"resize to {NETWORK[0]}x{NETWORK[1]} + normalise"
+    name = f"{filter} to {NETWORK[0]}x{NETWORK[1]} + normalise"
     return Case(name, out, wanted, 2.0 / 127.5, lambda: plan.run(out, frame), pillow, runs)
 
 
@@ -173,7 +173,8 @@ def cases(size: tuple[int, int], threads: int) -> Iterator[Case]:
             yield input_case(size, layout, dtype, threads)
             yield output_case(size, layout, dtype, threads)
     yield nv12_case(size, threads)
-    yield resize_case(size, threads)
+    yield resize_case(size, "bilinear", threads)
+    yield resize_case(size, "bicubic", threads)
 
 
 def check(case: Case) -> None:
