@@ -144,7 +144,7 @@ def nv12_case(size: tuple[int, int], threads: int) -> Case:
 
 def resize_case(size: tuple[int, int], filter: str, threads: int) -> Case:
     """Fused: uint8 rgb resized to a network's size by an antialiased filter, bilinear or bicubic, and normalised."""
-    frame = _frame(size)
+    frame = 64 + _frame(size) // 2  # so that bicubic overshoots stay in range: Pillow clips between its two passes
     out = _tensor(NETWORK, "nchw", "float32")
     into, source = torch.from_numpy(out), torch.from_numpy(frame).permute(2, 0, 1)[None]
 

@@ -25,5 +25,5 @@ def test_a_wrong_competitor_is_not_timed() -> None:
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--threads", "1", "--size", "64x96", "--rounds", "2", "--frames", "50"]) == 0
     out = capsys.readouterr().out
-    assert len(re.findall(r" ms +\d+\.\d\d \(", out)) == 10
+    assert len(re.findall(r" ms +\d+\.\d\d \(", out)) == 11
     assert len(re.findall(r"runtime, 256x256, no engine, .*: \d+ frames/s, p99", out)) >= 2
