@@ -35,7 +35,7 @@ def _passed(path: Path, at: Setting, report: Report) -> Values:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(path)]
     environment = {**os.environ, "FASTPIX2PIX_REQUIRE_GPU": "1", "PYTHONPATH": str(ROOT)}
     limit = max(LEAST, report.left(PART))
-    command += ["-o", f"faulthandler_timeout={0.8 * limit:.0f}"]  # says where a test stands then
+    command += ["-o", f"faulthandler_timeout={0.6 * limit:.0f}"]  # says where a test stands then
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired as error:

@@ -1,6 +1,7 @@
 """Fixtures and marks shared by the suite."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: kernels run on the CPU
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start what runs in its background without it
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRE_GPU = os.environ.get("FASTPIX2PIX_REQUIRE_GPU") == "1"

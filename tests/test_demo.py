@@ -10,7 +10,8 @@ from fastpix2pix.data.images import read_image
 def test_demo_leaves_pictures_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(demo.OPTIONS, "ngf", 4)
     monkeypatch.setitem(demo.OPTIONS, "ndf", 4)
-    assert demo.demo(tmp_path / "demo", minutes=0.02, device="cpu") == 0
+    monkeypatch.setitem(demo.OPTIONS, "max_steps", 40)
+    assert demo.demo(tmp_path / "demo", minutes=0, device="cpu") == 0
     out, err = capsys.readouterr()
     assert out == ""
     found = {p.name for p in (tmp_path / "demo").iterdir()}

@@ -52,12 +52,12 @@ def test_what_frames_are_compared_with_is_what_the_runtime_makes_of_them():
 
 
 def test_where_a_test_hangs_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_tests, "LEAST", 6.0)
+    monkeypatch.setattr(gpu_tests, "LEAST", 12.0)
     file = tmp_path / "test_it.py"
     file.write_text("import pytest, time\n@pytest.mark.gpu\ndef test_it():\n    time.sleep(60)\n")
     monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
     report = Report(tmp_path / "r.json", {"commit": "x"}, 0, {"tests": 1})
-    with pytest.raises(Skipped, match=r'not through after 6 s; File ".*test_it.py", line 4 in test_it'):
+    with pytest.raises(Skipped, match=r'not through after 12 s; File ".*test_it.py", line 4 in test_it'):
         gpu_tests._passed(file, AT._replace(device=torch.device("cuda")), report)
 
 

@@ -64,7 +64,7 @@ def runs(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("gpu_check")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder)], env=environment, capture_output=True, text=True, timeout=900
+        [sys.executable, "-c", SCRIPT, str(folder)], env=environment, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr
     codes = json.loads((folder / "codes.json").read_text())

@@ -131,13 +131,13 @@ def test_ctrl_c_ends_a_wait(wait: str, pending: int) -> None:
     assert child.stdout and child.stdout.readline() == "ready\n"
     time.sleep(0.3)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=20)
+    out, err = child.communicate(timeout=120)
     assert out == f"interrupted {pending}\n", err
     assert child.returncode == 0
 
 
 def test_a_runtime_left_open_does_not_hold_up_the_exit() -> None:
-    out, err = python(EXITING).communicate(timeout=20)
+    out, err = python(EXITING).communicate(timeout=120)
     assert (out, err) == ("left open\n", "")
 
 

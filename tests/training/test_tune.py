@@ -108,7 +108,7 @@ def test_candidates_are_right_and_timed(config, site):
 def test_trials_are_judged_in_processes(config):
     """The real process, with plain kernels; the share of each is asked of it alone."""
     names = list(trials_of(sites_of(config, DEVICE, "fp32", "reference")))[:7]
-    assert verdicts(config, DEVICE, "reference", names, 2, 60) == dict.fromkeys(names, "")
+    assert verdicts(config, DEVICE, "reference", names, 2, 600) == dict.fromkeys(names, "")
 
 
 FALLS = """
