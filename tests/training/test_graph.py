@@ -58,9 +58,10 @@ def test_a_capture_that_breaks_off_is_said_or_refused(capsys):
     def body(x: torch.Tensor, y: torch.Tensor, number: int) -> torch.Tensor:
         return x * y * (x.sum().item() > 0)  # asks the device, which a capture cannot
 
-    graphed = GraphedBody(body)
+    graphed, stream = GraphedBody(body), torch.cuda.current_stream()
     for number in range(WARM_UP + 3):
         assert graphed(x, number * x, number).tolist() == [number] * 2
+    assert torch.cuda.current_stream() == stream
     assert capsys.readouterr().err.count("the capture as a CUDA graph broke off") == 1
     required = GraphedBody(body, required=True)
     for number in range(WARM_UP):
