@@ -20,6 +20,7 @@ import torch
 
 from ..config import Train, from_record
 from ..kernels.dispatch import current
+from .trials import OUT_OF_MEMORY
 
 _MOST = 8
 _CONTEXT = 1 << 30  # bytes of GPU memory that a process takes beside its tensors
@@ -71,7 +72,9 @@ def _share(command: Sequence[str], config: Train, names: Sequence[str], end: flo
             if word == START:
                 trying = rest
             elif word == VERDICT and trying is not None:
-                found[trying], trying = rest, None
+                if rest != OUT_OF_MEMORY:
+                    found[trying] = rest
+                trying = None
         code = process.wait()
         alarm.cancel()
         if trying is not None and time.monotonic() < end:
