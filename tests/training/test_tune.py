@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -140,6 +142,30 @@ def test_a_process_that_falls_or_hangs_takes_one_trial_with_it(config):
     found = verdicts(config, DEVICE, "triton", ["a", "b", "c", "d", "e"], 1, 5, command=[sys.executable, "-c", FALLS])
     assert found == {"b": "its process ended with 9", "c": "wrong", "d": ""}
     assert time.monotonic() - start < 20
+
+
+def test_an_interrupt_ends_the_processes(config, tmp_path):
+    """And does not wait for the end of their time."""
+    begun, limit = tmp_path / "begun", 120
+    sleeps = f"import pathlib, sys, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(3600)"
+
+    def interrupt() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    start = time.monotonic()
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        verdicts(config, DEVICE, "triton", ["a", "b"], 1, limit, command=[sys.executable, "-c", sleeps])
+    watcher.join()
+    assert time.monotonic() - start < limit
+
+
+def test_names_without_end_do_not_block_on_a_process_that_ends(config):
+    names = [f"{number:05} {'x' * 100}" for number in range(2000)]  # more than a pipe holds
+    assert verdicts(config, DEVICE, "triton", names, 1, 60, command=[sys.executable, "-c", "1 / 0"]) == {}
 
 
 def test_a_process_ends_after_a_trial_that_broke_the_device(config, monkeypatch, capsys):
