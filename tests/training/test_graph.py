@@ -52,25 +52,6 @@ def test_on_is_refused_before_anything_is_built():
 
 
 @pytest.mark.gpu
-def test_a_capture_that_breaks_off_is_said_or_refused(capsys):
-    x = torch.ones(2, device="cuda")
-
-    def body(x: torch.Tensor, y: torch.Tensor, number: int) -> torch.Tensor:
-        return x * y * (x.sum().item() > 0)  # asks the device, which a capture cannot
-
-    graphed, stream = GraphedBody(body), torch.cuda.current_stream()
-    for number in range(WARM_UP + 3):
-        assert graphed(x, number * x, number).tolist() == [number] * 2
-    assert torch.cuda.current_stream() == stream
-    assert capsys.readouterr().err.count("the capture as a CUDA graph broke off") == 1
-    required = GraphedBody(body, required=True)
-    for number in range(WARM_UP):
-        required(x, x, number)
-    with pytest.raises(EnvironmentFailed, match="graph = on: the capture broke off"):
-        required(x, x, WARM_UP)
-
-
-@pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"precision": "fp32", "ema": 0.9}])
 def test_replay_equals_eager_over_rate_changes_validation_and_resume(tmp_path, options):
     cuda = torch.device("cuda")
@@ -98,3 +79,23 @@ def test_replay_equals_eager_over_rate_changes_validation_and_resume(tmp_path, o
     for state in (resumed, graphed):
         again = state.step(*data[-1], steps - 1, rates[-1])
         torch.testing.assert_close(again, found, rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_a_capture_that_breaks_off_is_said_or_refused(capsys):
+    """The last of this file: torch 2.11 leaves its allocator in that capture (pytorch/pytorch#180395)."""
+    x = torch.ones(2, device="cuda")
+
+    def body(x: torch.Tensor, y: torch.Tensor, number: int) -> torch.Tensor:
+        return x * y * (x.sum().item() > 0)  # asks the device, which a capture cannot
+
+    graphed, stream = GraphedBody(body), torch.cuda.current_stream()
+    for number in range(WARM_UP + 3):
+        assert graphed(x, number * x, number).tolist() == [number] * 2
+    assert torch.cuda.current_stream() == stream
+    assert capsys.readouterr().err.count("the capture as a CUDA graph broke off") == 1
+    required = GraphedBody(body, required=True)
+    for number in range(WARM_UP):
+        required(x, x, number)
+    with pytest.raises(EnvironmentFailed, match="graph = on: the capture broke off"):
+        required(x, x, WARM_UP)
