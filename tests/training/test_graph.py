@@ -51,6 +51,28 @@ def test_on_is_refused_before_anything_is_built():
         build_state(train_config(**SMALL, graph="on"), torch.device("cpu"))
 
 
+def test_steps_after_a_capture_that_broke_off_run_where_they_are_called(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    ran = []
+
+    class Broken(GraphedBody):
+        def _on_side_stream(self, x, y, number):
+            ran.append("beside")
+
+        def _capture(self, x, y):
+            raise RuntimeError("not permitted")
+
+    graphed = Broken(lambda x, y, number: ran.append("here"))
+    for number in range(WARM_UP + 2):
+        graphed(torch.ones(1), torch.ones(1), number)
+    assert ran == ["beside"] * WARM_UP + ["here"] * 2
+    graphed.forget()  # a checkpoint was loaded: captures still break off
+    graphed(torch.ones(1), torch.ones(1), 0)
+    assert ran[-1] == "here"
+    assert capsys.readouterr().err.count("broke off: not permitted") == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"precision": "fp32", "ema": 0.9}])
 def test_replay_equals_eager_over_rate_changes_validation_and_resume(tmp_path, options):
