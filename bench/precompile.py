@@ -175,9 +175,11 @@ class NoGpu:
 
     def __init__(self, capability: int) -> None:
         from triton.backends.compiler import GPUTarget
-        from triton.backends.nvidia.driver import CudaLauncher
+        from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
 
-        self.target, self.launcher_cls, self.utils = GPUTarget("cuda", capability, 32), CudaLauncher, self
+        self.target, self.launcher_cls, self.utils = GPUTarget("cuda", capability, 32), CudaLauncher, CudaUtils()
+        self.utils.get_device_properties = lambda device: {"max_shared_mem": 227 << 10}
+        self.utils.load_binary = lambda *arguments: (1, 1, 0, 0, 1024)
 
     def get_current_target(self) -> Any:
         return self.target
@@ -188,19 +190,14 @@ class NoGpu:
     def get_current_stream(self, device: int) -> int:
         return 0
 
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 227 << 10}
-
-    def load_binary(self, *arguments: Any) -> tuple[int, ...]:
-        return 1, 1, 0, 0, 1024
-
 
 def _without_gpu(capability: int) -> None:
-    """Let Triton compile for a GPU that is not here; its launchers find a libcuda of empty functions."""
+    """Let Triton compile for a GPU that is not here; what it links with finds a libcuda of empty functions."""
     import triton
     from triton.backends.nvidia import driver
 
-    called = set(re.findall(r"\b(cu[A-Z]\w+)\(", Path(driver.__file__).read_text(encoding="utf-8")))
+    sources = Path(driver.__file__), Path(driver.__file__).with_suffix(".c")
+    called = {name for file in sources for name in re.findall(r"\b(cu[A-Z]\w+)\(", file.read_text(encoding="utf-8"))}
     library = Path(tempfile.mkdtemp()) / "libcuda.so.1"
     source = "".join(f"void {name}(void) {{}}\n" for name in sorted(called))
     command = ["cc", "-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", "-", "-o", str(library)]

@@ -97,8 +97,9 @@ def conv_candidates(problem: Problem) -> list[ConvPlan]:
 
 
 # Rows, channels, summed channels, warps, stages. At 8 warps or more Triton has miscompiled sums over one loop of taps
-# and channels (pytorch/pytorch#177823). The loops here are nested, but for FLAT; and no plan may be timed before its
-# numbers were checked on the device (tuning/numerics.py): neither the interpreter nor the compiler can see it.
+# and channels (pytorch/pytorch#177823). The loops here are nested, but for FLAT, of which 4 warps are the safe plan.
+# No plan may be timed before its numbers were checked on the device (tuning/numerics.py): neither the interpreter nor
+# the compiler can see it.
 FLAT = ((128, 64, 64, 8, 2), (64, 64, 64, 4, 2))
 THIN = ((128, 16, 64, 8, 4), (64, 16, 64, 4, 3))
 DEEP = ((16, 64, 128, 8, 4),)
@@ -109,7 +110,7 @@ Shape = tuple[int, int, int, int, int]
 
 def _shapes(problem: Problem) -> Sequence[Shape]:
     if problem.flat:
-        return FLAT
+        return FLAT[::-1]
     if problem.outputs <= 16:
         return THIN
     if problem.rows <= 16:

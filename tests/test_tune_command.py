@@ -13,6 +13,7 @@ from fastpix2pix.config import Generator, Modes, train_config
 from fastpix2pix.kernels.conv_plan import conv_candidates, conv_plan
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
+from fastpix2pix.runtime import triton_tuning
 from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.runtime.triton_tuning import describe, product_error, tune_engine
 from fastpix2pix.training.plans import layers_of, problems
@@ -74,6 +75,19 @@ def test_a_generator_is_tuned_and_its_products_are_found_again(tmp_path):
     engine.translate(torch.zeros(1, 3, 32, 64))
     chosen = {product["problem"]: product["plan"] for product in found["products"]}
     assert {str(p): ".".join(map(str, choose(p))) for p in met} == chosen
+
+
+def test_a_plan_that_is_right_and_slow_is_taken_before_one_that_is_wrong_and_fast(tmp_path, monkeypatch):
+    def measured(problem, plan, *rest):
+        return "y is off" if plan == conv_plan(problem) else 1e9
+
+    monkeypatch.setattr(triton_tuning, "_measured", measured)
+    net, cache = build_generator(Generator(depth=5, ngf=4)).eval(), PlanCache(CPU, tmp_path)
+    found = tune_engine(net, Modes("running"), CPU, "fp32", 1, (32, 32), 5, impl="reference", cache=cache)
+    for product in found["products"]:
+        right = [plan for plan, ms in product["ms"].items() if isinstance(ms, float)]
+        assert product["plan"] in (right or product["ms"])
+    assert any(isinstance(ms, float) for product in found["products"] for ms in product["ms"].values())
 
 
 def test_what_was_not_measured_is_static(tmp_path):

@@ -7,7 +7,7 @@ import time
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Modes
 from ..device import resolve_precision
@@ -63,7 +63,7 @@ class Engine(Protocol):
 class TorchEngine:
     """The PyTorch generator, channels-last, under autocast where the precision is not fp32.
 
-    Takes `net` over: it is moved to the device and put into eval mode.
+    Takes `net` over: it is moved to the device and put into eval mode, its convolutions into the precision.
     """
 
     def __init__(self, net: Unet, modes: Modes, device: torch.device | None = None, precision: str = "auto") -> None:
@@ -74,6 +74,10 @@ class TorchEngine:
         self.in_channels, self.out_channels = net.config.in_channels, net.config.out_channels
         self.multiple = net.config.multiple
         self._net = net.eval().requires_grad_(False).to(self.device)  # channels-last by itself
+        if self.precision in _DTYPES:  # autocast would narrow every kernel anew in every call
+            for module in self._net.modules():
+                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                    module.to(_DTYPES[self.precision])
 
     @torch.no_grad()
     def translate(

@@ -93,20 +93,20 @@ def tune_engine(
     def whole() -> float:
         return step_ms(lambda: engine.enqueue(x, y), device)
 
-    before = best = whole()  # and meets every product
+    before = whole()  # and meets every product
     products: list[dict[str, Any]] = []
     for number, problem in enumerate(list(chosen)):
         found: dict[str, float | str] = {}
+        right: dict[ConvPlan, float] = {}
+        static = chosen[problem]
         for plan in conv_candidates(problem):
             if time.monotonic() > end:
                 break
-            kept = chosen[problem]
             chosen[problem] = plan
             found[_name(plan)] = ms = _measured(problem, plan, DTYPES[precision], device, impl, whole)
-            if isinstance(ms, float) and (ms < best or plan == kept):
-                best = ms
-            else:
-                chosen[problem] = kept
+            if isinstance(ms, float):
+                right[plan] = ms
+        chosen[problem] = min(right, key=lambda plan: right[plan], default=static)
         products.append({"problem": str(problem), "plan": _name(chosen[problem]), "ms": found})
         count(number + 1, len(chosen))
     complete = time.monotonic() <= end

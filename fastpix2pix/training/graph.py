@@ -59,13 +59,13 @@ class GraphedBody:
         self.stream = torch.cuda.Stream()
 
     def __call__(self, x: Tensor, y: Tensor, number: int) -> Tensor:
-        if self.eager < WARM_UP:
-            self.eager += 1
-            return self._on_side_stream(x, y, number)
         if self.graph is None and not self.broken:
+            if self.eager < WARM_UP:
+                self.eager += 1
+                return self._on_side_stream(x, y, number)
             self._try_capture(x, y)
         if self.graph is None:
-            return self._on_side_stream(x, y, number)
+            return self.body(x, y, number)
         self.x.copy_(x)
         self.y.copy_(y)
         self.graph.replay()
@@ -86,7 +86,8 @@ class GraphedBody:
 
     def _try_capture(self, x: Tensor, y: Tensor) -> None:
         try:
-            self._capture(x, y)
+            with torch.cuda.stream(torch.cuda.current_stream()):  # torch leaves its own current where the end raises
+                self._capture(x, y)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             if self.required:

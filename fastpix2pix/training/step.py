@@ -57,8 +57,9 @@ def choose_convolutions(
         with Progress("tune", quiet=quiet) as progress:
             try:
                 found = tune(config, device, config.tune_minutes, count=progress.count, say=progress.say)
-            except EnvironmentFailed as error:  # training can do without
-                return None, [f"convolutions: the library's ({error})"]
+            except (EnvironmentFailed, torch.OutOfMemoryError) as error:  # training can do without
+                reason = " ".join(str(error).split())[:200]
+                return None, [f"convolutions: the library's; measuring failed ({reason})"]
     if found is None:
         return None, ["convolutions: the library's; nothing was measured (fastpix2pix tune, or raise tune_minutes)"]
     return found.plans, [found.summary()]

@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 
 import torch
 
 from ..config import Train, from_record
 from ..kernels.dispatch import current
+from .trials import OUT_OF_MEMORY
 
 _MOST = 8
 _CONTEXT = 1 << 30  # bytes of GPU memory that a process takes beside its tensors
@@ -48,37 +50,53 @@ def verdicts(
     found: dict[str, str] = {}
     command = command or [sys.executable, "-m", _MODULE, str(device), impl]
     end = time.monotonic() + seconds
+    over = threading.Event()
     with ThreadPoolExecutor(processes) as pool:
         shares = [names[number::processes] for number in range(processes)]
-        for future in [pool.submit(_share, command, config, share, end, found) for share in shares]:
-            future.result()
+        try:
+            for future in [pool.submit(_share, command, config, share, end, over, found) for share in shares]:
+                future.result()
+        finally:  # Ctrl-C, for one: the pool waits for its threads
+            over.set()
     return found
 
 
-def _share(command: Sequence[str], config: Train, names: Sequence[str], end: float, found: dict[str, str]) -> None:
-    """One process after the other, until every name has its verdict or the time is up."""
+def _share(
+    command: Sequence[str],
+    config: Train,
+    names: Sequence[str],
+    end: float,  # of the time, as time.monotonic() has it
+    over: threading.Event,  # ends it before
+    found: dict[str, str],  # added to
+) -> None:
+    """One process after the other, until every name has its verdict or there is no more time."""
+
+    def watch(process: subprocess.Popen) -> None:
+        over.wait(max(0.0, end - time.monotonic()))
+        process.kill()
+
     left = list(names)
-    while left and time.monotonic() < end:
+    while left and time.monotonic() < end and not over.is_set():
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        alarm = threading.Timer(max(0.0, end - time.monotonic()), process.kill)
-        alarm.start()
+        threading.Thread(target=watch, args=(process,), daemon=True).start()
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps({"config": asdict(config), "names": left}).encode())
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended already
+            process.stdin.write(json.dumps({"config": asdict(config), "names": left}).encode())
+            process.stdin.close()
         trying = None
         for line in process.stdout:
             word, _, rest = line.decode().rstrip("\n").partition(" ")
             if word == START:
                 trying = rest
             elif word == VERDICT and trying is not None:
-                found[trying], trying = rest, None
+                if rest != OUT_OF_MEMORY:
+                    found[trying] = rest
+                trying = None
         code = process.wait()
-        alarm.cancel()
-        if trying is not None and time.monotonic() < end:
+        if trying is not None and time.monotonic() < end and not over.is_set():
             found[trying] = f"its process ended with {code}"
-        reached = [name for name in left if name in found]
-        left = left[len(reached) :]
-        if not reached:  # it does not even start: the caller tries nothing
+        before, left = left, [name for name in left if name not in found]
+        if len(left) == len(before):  # it does not even start: the caller tries nothing
             return
 
 

@@ -13,6 +13,8 @@ from ..tuning.measure import device_ms
 from .plan_choice import Key, Times
 from .plan_sites import Run, Site, Sites
 
+OUT_OF_MEMORY = "out of memory"  # which says nothing about the plan: others take memory too
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -40,6 +42,8 @@ class Trial:
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()  # what goes wrong in it is said here
             return wrong
+        except torch.OutOfMemoryError:
+            return OUT_OF_MEMORY
         except Exception as error:
             return one_line(error)
 
@@ -48,6 +52,8 @@ class Trial:
         """Milliseconds, or why there are none."""
         try:
             return device_ms(self._run(), device)
+        except torch.OutOfMemoryError:
+            return OUT_OF_MEMORY
         except Exception as error:
             return one_line(error)
 

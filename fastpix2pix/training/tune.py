@@ -30,7 +30,7 @@ from .plan_sites import sites_of
 from .plans import static_plans
 from .stages import How
 from .trial_processes import process_count, verdicts
-from .trials import one_line, product_name, tables_of, trials_of
+from .trials import OUT_OF_MEMORY, one_line, product_name, tables_of, trials_of
 
 Say = Callable[[str], None]
 Count = Callable[[int, int], None]  # done, of how many
@@ -169,7 +169,8 @@ def _measure(
         if time.monotonic() > end:
             break
         wrong = "" if device.type == "cuda" else trials[name].verdict()
-        times[name] = wrong or trials[name].ms(device)
+        if (measured := wrong or trials[name].ms(device)) != OUT_OF_MEMORY:
+            times[name] = measured
         count(done + 1, len(left))
     tables = tables_of(found, trials, times)
     return tables, best_plans(tables, found.readers), len(times) == len(trials)

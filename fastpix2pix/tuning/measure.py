@@ -52,7 +52,8 @@ def _graph_ms(run: Callable[[], object], device: torch.device) -> float:
         run()  # libraries choose their algorithms, kernels are compiled
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    here = torch.cuda.stream(torch.cuda.current_stream(device))  # torch leaves its own current where the end raises
+    with here, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         for _ in range(_REPEATS):
             run()
     graph.replay()

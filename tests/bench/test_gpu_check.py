@@ -19,6 +19,7 @@ from bench.step_times import _to_do
 from bench.timing import Timing, interleaved
 from bench.training_checks import FP32
 from fastpix2pix.config import train_config
+from fastpix2pix.kernels._triton import triton
 from fastpix2pix.model import PatchGAN, Unet
 from fastpix2pix.model.unet import macs
 from fastpix2pix.training.layers import discriminator_layers, generator_layers
@@ -327,6 +328,30 @@ def test_what_is_compiled_ahead_is_recorded_without_starting_it():
     assert {"_gan_loss_kernel", "_found_inf_kernel", "_norm_act_bwd_kernel"} <= {launch.kernel for launch in checks}
     assert len(distinct(steps)) < len(distinct(steps + trials)) < len(steps + trials)
     assert len(distinct(steps + steps)) == len(distinct(steps))
+
+
+AHEAD = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from bench.precompile import _without_gpu, compile_launch
+from fastpix2pix.kernels.adam import advance
+from fastpix2pix.kernels.dispatch import recorded
+
+with FakeTensorMode(), recorded(run=False) as tape:
+    advance(torch.zeros(3, dtype=torch.int64), torch.zeros((), dtype=torch.int64), 16, impl="triton")
+_without_gpu(90)
+compile_launch(tape[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or triton is None, reason="Triton's compiler is for Linux")
+def test_a_kernel_is_compiled_without_a_gpu_for_the_machine_that_has_one(tmp_path):
+    """With what starts it: a GPU machine that gets the folder compiles nothing."""
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", AHEAD], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/_advance_kernel.cubin"))) == 1
+    assert list(tmp_path.glob("*/*.so"))
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_few_plans_the_static_one_first():
         plans = PLANS[problem]
         assert 1 <= len(plans) <= 4 and len(set(plans)) == len(plans), name
         assert plans[0] == conv_plan(problem)
+        assert not problem.flat or plans[0].warps <= 4, name  # one loop of taps and channels (conv_plan.py)
     for given, layer in WGRADS.items():
         plans = wgrad_candidates(*given)
         assert 1 <= len(plans) <= 4 and len(set(plans)) == len(plans) and plans[0] == wgrad_plan(*given), layer.name

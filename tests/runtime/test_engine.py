@@ -270,6 +270,17 @@ def test_bf16_is_close_to_fp32_and_not_it():
     assert 0 < (full - half).abs().mean() < 0.02
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_kernels_are_narrowed_once_to_what_autocast_makes_of_them(precision, dtype):
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        wanted = network()(x, IMAGE).float()
+    engine = TorchEngine(network(), IMAGE, precision=precision)
+    assert torch.equal(engine.translate(x), wanted)
+    assert {p.dtype for p in engine._net.parameters() if p.ndim == 4} == {dtype}
+    assert {p.dtype for name, p in engine._net.named_parameters() if ".norm." in name} == {torch.float32}
+
+
 def test_engine_is_channels_last_in_eval_mode_without_gradients():
     net = network().train()
     engine = TorchEngine(net, IMAGE)

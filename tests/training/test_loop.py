@@ -86,6 +86,21 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, pairs, small, option
     assert {s: v for s, v in whole.items() if s > 6} == {s: v for s, v in parts.items() if s > 6}
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"step": "explicit", "graph": "on", "up": "resize", "ema": 0.9}])
+def test_a_run_on_a_gpu_is_stopped_and_resumed(tmp_path, monkeypatch, pairs, small, options):
+    """Loading processes, measured convolutions, the captured step, validation and checkpoints, all in one."""
+    monkeypatch.setenv("FASTPIX2PIX_CACHE", str(tmp_path / "cache"))
+    small |= {"device": "cuda", "loader": "torch", "workers": 2, "tune_minutes": 0.2, "epochs": 4, "quiet": True}
+    run = tmp_path / "run"
+    train(pairs, run, **small | options, validate_epochs=1, max_steps=6)
+    result = train(pairs, run, resume=True, quiet=True, max_steps=0)
+    assert (result.step, result.stopped) == (10, "done")
+    assert set(losses_of(run)) >= {3, 6, 9, 10}
+    assert np.isfinite([*losses_of(run)[10].values(), result.best["value"]]).all()
+    assert all(t.isfinite().all() for t in tensors_of(run).values() if t.is_floating_point())
+
+
 def losses_of(run) -> dict[int, dict[str, float]]:
     return {r["step"]: r["loss"] for r in read_metrics(run / "metrics.jsonl") if "loss" in r}
 

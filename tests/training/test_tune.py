@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -87,6 +89,18 @@ def test_a_plan_that_fails_is_not_timed(config, cache, monkeypatch):
     assert not any(plan for plans in found.plans.values() for plan in plans[:2])  # of wgrad, some are never taken
 
 
+def test_a_plan_for_which_there_was_no_memory_is_tried_again(config, cache, monkeypatch):
+    def full(trial):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "_error", full)
+        first = tune(config, DEVICE, 5, impl="reference", cache=cache)
+    assert not first.complete
+    assert first.times and all("library" in name for name in first.times)
+    assert tune(config, DEVICE, 5, impl="reference", cache=cache).complete
+
+
 SITES = [
     ("down.1.conv.weight", 1, "dgrad"), ("up.3.conv.weight", 1, "forward"), ("up.3.conv.weight", 1, "wgrad"),
     ("blocks.1.conv.weight", 2, "forward"),
@@ -117,7 +131,7 @@ for name in json.load(sys.stdin)["names"]:
     print("try", name, flush=True)
     if name == "b":
         os._exit(9)
-    print("is", "wrong" if name == "c" else "", flush=True)
+    print("is", {"a": "out of memory", "c": "wrong"}.get(name, ""), flush=True)
     if name == "d":
         import time; time.sleep(60)
 """
@@ -126,8 +140,32 @@ for name in json.load(sys.stdin)["names"]:
 def test_a_process_that_falls_or_hangs_takes_one_trial_with_it(config):
     start = time.monotonic()
     found = verdicts(config, DEVICE, "triton", ["a", "b", "c", "d", "e"], 1, 5, command=[sys.executable, "-c", FALLS])
-    assert found == {"a": "", "b": "its process ended with 9", "c": "wrong", "d": ""}
+    assert found == {"b": "its process ended with 9", "c": "wrong", "d": ""}
     assert time.monotonic() - start < 20
+
+
+def test_an_interrupt_ends_the_processes(config, tmp_path):
+    """And does not wait for the end of their time."""
+    begun, limit = tmp_path / "begun", 120
+    sleeps = f"import pathlib, sys, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(3600)"
+
+    def interrupt() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    start = time.monotonic()
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        verdicts(config, DEVICE, "triton", ["a", "b"], 1, limit, command=[sys.executable, "-c", sleeps])
+    watcher.join()
+    assert time.monotonic() - start < limit
+
+
+def test_names_without_end_do_not_block_on_a_process_that_ends(config):
+    names = [f"{number:05} {'x' * 100}" for number in range(2000)]  # more than a pipe holds
+    assert verdicts(config, DEVICE, "triton", names, 1, 60, command=[sys.executable, "-c", "1 / 0"]) == {}
 
 
 def test_a_process_ends_after_a_trial_that_broke_the_device(config, monkeypatch, capsys):
@@ -159,6 +197,18 @@ def test_choice_on_a_cpu_is_the_library(config):
     own = dataclasses.replace(config, convolutions="own")
     assert choose_convolutions(own, DEVICE) == (None, ["convolutions: own, as asked for"])
     assert choose_convolutions(train_config(), DEVICE) == (None, [])
+
+
+@pytest.mark.parametrize("error", [EnvironmentFailed("no space left"), torch.OutOfMemoryError("no memory left")])
+def test_training_goes_on_where_measuring_fails(config, monkeypatch, error):
+    def fail(*rest, **options):
+        raise error
+
+    monkeypatch.setattr(tuning, "cached", lambda config, device: None)
+    monkeypatch.setattr(tuning, "tune", fail)
+    plans, said = choose_convolutions(config, torch.device("cuda"), quiet=True)
+    assert plans is None
+    assert said == [f"convolutions: the library's; measuring failed ({error})"]
 
 
 def test_refusals(config, cache, monkeypatch):
