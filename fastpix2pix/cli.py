@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any
 
 import tyro
 
+from . import commands, config
 from .commands import Command, TrainCommand
 from .console import say
 from .errors import EnvironmentFailed, Fastpix2pixError
@@ -43,11 +45,25 @@ def main(argv: list[str] | None = None) -> int:
         expected = _as_expected(error)
         if expected is None or debug:
             raise
-        say(f"error: {expected}")
+        say(f"error: {_as_typed(str(expected))}")
         return expected.exit_code
     except KeyboardInterrupt:
         say("interrupted")
         return 130
+
+
+def _as_typed(text: str) -> str:
+    """An error of the library with its options as they are typed here: `fit = tile` becomes `--fit tile`."""
+    kinds = [kind for module in (config, commands) for kind in vars(module).values() if is_dataclass(kind)]
+    names = sorted({one.name for kind in kinds for one in fields(kind)}, key=len, reverse=True)
+
+    def typed(found: re.Match[str]) -> str:
+        option, switch = {"capabilities": "for"}.get(found[1], found[1].replace("_", "-")), found[2]
+        if switch:
+            return f"--{option}" if switch == "True" else f"--no-{option}"
+        return f"--{option} "
+
+    return re.sub(rf"(?<![\w.-])({'|'.join(names)}) = (?:(True|False)\b)?", typed, text)
 
 
 def _as_expected(error: BaseException) -> Fastpix2pixError | None:
@@ -58,9 +74,9 @@ def _as_expected(error: BaseException) -> Fastpix2pixError | None:
         return EnvironmentFailed(f"{error.filename or 'disk'}: {error.strerror}")
     text = (str(error).splitlines() or ["allocation failed"])[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return EnvironmentFailed(f"out of memory ({text}); lower batch, size or ngf")
+        return EnvironmentFailed(f"out of memory ({text}); lower --batch, --size or --ngf")
     if text.startswith("DataLoader worker"):  # raised by a signal handler, wherever the main thread is
-        return EnvironmentFailed(f"a loading worker died ({text}); too little memory? lower workers")
+        return EnvironmentFailed(f"a loading worker died ({text}); too little memory? lower --workers")
     return None
 
 

@@ -54,7 +54,7 @@ def _check_out(out: Path, options: Build) -> None:
     if out.is_dir():
         raise InputError(f"{out} is a folder: give a file")
     if out.exists() and not options.overwrite:
-        raise InputError(f"{out} exists: choose another name, or overwrite it")
+        raise InputError(f"{out} exists: choose another name, or overwrite = True")
 
 
 def _best(job: Job, scratch: Path) -> Built:

@@ -151,9 +151,9 @@ def test_real_pairs_are_compared_on(model, tmp_path):
         ("g.engine", {**ONNX}, "ends in .onnx"),
         ("g.onnx", {**RTX}, r"ends in .engine or .plan"),
         ("g.engine", {**RTX, "size": "48"}, r"size = 48x48: .* multiples of 32"),
-        ("g.engine", {**RTX, "capabilities": "sm90"}, "does not know sm90.*--target tensorrt"),
+        ("g.engine", {**RTX, "capabilities": "sm90"}, "does not know sm90.*target = tensorrt"),
         ("g.engine", {**RTX, "capabilities": None}, "say which with --for"),
-        ("g.engine", {**RTX, "refit": True}, "--refit only on a GPU"),
+        ("g.engine", {**RTX, "refit": True}, "refit = True only on a GPU"),
         ("g.engine", {**RTX, "precision": "fp8"}, "fp8 needs sm89"),
         ("g.engine", {**RTX, "target": "tensorrt"}, "builds on the GPU"),
         ("g.onnx", {**ONNX, "timing_cache": "x"}, "belongs to engines"),
@@ -170,7 +170,7 @@ def test_bad_requests_leave_nothing(model, tmp_path, out, options, said):
 def test_an_existing_file_is_kept_unless_it_may_go(model, tmp_path):
     out = tmp_path / "g.onnx"
     out.write_text("mine")
-    with pytest.raises(InputError, match="exists: choose another name, or overwrite it"):
+    with pytest.raises(InputError, match="exists: choose another name, or overwrite = True"):
         build(model, out, precision="fp32", **ONNX)
     assert out.read_text() == "mine"
     build(model, out, precision="fp32", overwrite=True, **ONNX)
