@@ -71,6 +71,10 @@ class EvalCommand:
         from .console import Progress
         from .evaluation import evaluate
 
+        of_others = ("split", "direction", "batch") if self.video else ("steady",)
+        for name in of_others:
+            if (value := getattr(self, name)) != getattr(EvalCommand, name):
+                raise InputError(f"{name} = {value}: is for {'pairs' if self.video else 'a video, with --video'}")
         if self.video:
             return self._flicker()
         with Progress("eval") as progress:
@@ -148,14 +152,21 @@ class InferCommand:
             summary = translate_files(g, sources, sink, self.translation, progress.count, stop, self.streaming)
         for line in profile.lines():
             say(line)
-        say(f"{summary.count} images in {summary.seconds:.1f} s -> {sink}")
-        return 0 if stop.signal is None else 128 + stop.signal
+        for problem in summary.broken:
+            say(f"left out: {problem}")
+        left_out = f"; {len(summary.broken)} could not be read" if summary.broken else ""
+        say(f"{summary.count} images in {summary.seconds:.1f} s -> {sink}{left_out}")
+        if stop.signal is not None:
+            return 128 + stop.signal
+        return 4 if summary.broken else 0
 
     def _refuse_options_of_videos(self) -> None:
         of_both = {one.name for one in fields(Fitted)}
         for one in fields(Stream):
             if one.name not in of_both and getattr(self.streaming, one.name) != one.default:
-                raise InputError(f"{one.name}: is for videos; the sources are images")
+                raise InputError(
+                    f"{one.name} = {getattr(self.streaming, one.name)}: is for videos; the sources are images"
+                )
 
     def _videos(self, sources: list[str], sink: str) -> int:
         from .console import Progress
@@ -164,7 +175,10 @@ class InferCommand:
         from .streaming.stream import translate
 
         if self.translation.profile:
-            raise InputError("profile: traces translations of images; of a video, --stats has the time of every stage")
+            raise InputError(
+                f"profile = {self.translation.profile}: traces translations of images; of a video, stats = FILE has "
+                "the time of every stage"
+            )
         pairs = plan(sources, sink, self.translation, self.streaming)
         with ExitStack() as opened:
             stop = opened.enter_context(Interrupt())
@@ -174,7 +188,6 @@ class InferCommand:
             )
         for report in done.streams:
             say(report.line())
-        write_json(self.streaming.stats, done.as_dict())
         return 0 if stop.signal is None else 128 + stop.signal
 
     def _load(self, opened: ExitStack, stop: Interrupt) -> Translator:

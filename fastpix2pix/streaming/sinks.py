@@ -104,9 +104,13 @@ class FrameFolder(Nowhere):
 class RawFrames(Nowhere):
     """Frames one after the other on stdout, without any header; BrokenPipeError where the reader went away."""
 
-    name = "-"
+    name = "stdout"
 
     def __init__(self, options: Stream) -> None:
+        if sys.stdout.isatty():
+            raise InputError("sink -: stdout is a terminal, and raw frames are for a program; pipe them into one")
+        if options.stats == "-":
+            raise InputError("stats = -: stdout has the frames; give a file")
         self._format = options.pixel_format or "rgb24"
         if self._format not in FFMPEG.values():
             raise InputError(f"pixel_format = {self._format}: raw frames are {', '.join(FFMPEG.values())}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import Infer, stream_config
 from ..config import Stream as Options
-from ..console import say
+from ..console import say, write_json
 from ..interrupt import Interrupt
 from ..runtime.engine import Engine, TorchEngine
 from ..runtime.tiles import Tiles, check_tiles
@@ -82,7 +82,8 @@ def translate(
     steps: Sequence[Step] = (),  # that see every picture and its output, after smoothing; of one stream
 ) -> Summary:
     """Run all streams. Raises the first error, after the others were brought to an end that can be played."""
-    engine = _for_video(g, say)
+    g = _for_video(g, say)
+    engine = g.engine
     check_channels(engine)
     check_tiles(engine, options)
     on_gpu(engine, options, len(pairs))
@@ -108,7 +109,9 @@ def translate(
     finally:
         if preview:
             preview.close()
-    return Summary(tuple(reports), time.monotonic() - start, g.describe(), together.batches, signal)
+    summary = Summary(tuple(reports), time.monotonic() - start, g.describe(), together.batches, signal)
+    write_json(options.stats, summary.as_dict())
+    return summary
 
 
 def flicker(
@@ -179,18 +182,17 @@ def _run_all(
     return [reports.get(pipeline) or pipeline.nothing() for pipeline in pipelines], signal
 
 
-def _for_video(g: Translator, say: Callable[[str], None]) -> Engine:
-    """The engine, with fixed noise where random noise was not asked for: it would flicker."""
-    engine = g.engine
-    if engine.modes.noise != "random" or g.modes_source.get("noise") == "given":
-        return engine
-    if not isinstance(engine, TorchEngine):
+def _for_video(g: Translator, say: Callable[[str], None]) -> Translator:
+    """The model, with fixed noise where random noise was not asked for: it would flicker."""
+    if g.modes.noise != "random" or g.modes_source.get("noise") == "given":
+        return g
+    if not isinstance(g.engine, TorchEngine):
         say("noise random, as recorded: the video will flicker; give --noise fixed, or build the file with it")
-        return engine
+        return g
     say(f"noise fixed instead of random ({g.modes_source['noise']}): a video would flicker; --noise random insists")
-    engine = copy.copy(engine)
+    engine = copy.copy(g.engine)
     engine.modes = replace(engine.modes, noise="fixed")
-    return engine
+    return Translator(engine, {**g.modes_source, "noise": "video"}, g.record)
 
 
 def _tiled(translate: Together, engine: Engine, options: Options) -> Callable[[Any], Any]:
