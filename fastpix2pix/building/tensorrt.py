@@ -89,7 +89,7 @@ def _of_rtx(build: Build, known: Collection[str], here: str | None) -> list[str]
     found = []
     capabilities = wanted(build, here)
     if not capabilities:
-        found.append(f"there is no GPU here to build for; say which: capabilities = {','.join(known)}, or some of them")
+        found.append(f"there is no GPU here to build for; say which: capabilities = {','.join(known)}")
     if unknown := [name for name in capabilities if name not in known]:
         found.append(
             f"TensorRT-RTX does not know {', '.join(unknown)}, only {', '.join(known)}; "

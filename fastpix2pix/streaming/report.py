@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# in = out + dropped + late + failed + abandoned; broken ones never came in
+# in = out + dropped + late + failed + abandoned; broken is of the source: left out, or patched by the decoder
 COUNTS = ("in", "out", "dropped", "late", "failed", "abandoned", "broken")
 WORK = ("decode", "to_network", "engine", "from_network", "encode")  # stages that work rather than wait
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,4 +129,7 @@ class RawFrames(Nowhere):
     def write(self, pts: int, duration: int) -> None:
         left = memoryview(self._memory)
         while left:
-            left = left[os.write(sys.stdout.fileno(), left) :]
+            try:
+                left = left[os.write(sys.stdout.fileno(), left) :]
+            except BlockingIOError:  # the reader made the pipe so
+                select.select([], [sys.stdout], [])

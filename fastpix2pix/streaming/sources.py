@@ -40,7 +40,7 @@ class Source(Protocol):
 
     name: str  # as shown
     live: bool  # pictures come when they come, not when they are asked for
-    broken: int  # packets, or images, that could not be decoded
+    broken: int  # packets or images that could not be decoded, and pictures that the decoder patched
     reconnects: int
 
     def open(self, stop: Callable[[], bool]) -> Media:
@@ -107,8 +107,8 @@ class ImageSource:
 class FFmpegSource:
     """A file, camera, URL or pipe through FFmpeg.
 
-    Broken packets are skipped and counted. A network that stalls is waited for `timeout` seconds, then opened again, up
-    to `reconnects` times; timestamps go on where they were.
+    Broken packets are skipped and counted; pictures that the decoder could patch are counted and shown. A network that
+    stalls is waited for `timeout` seconds, then opened again, up to `reconnects` times; timestamps go on.
     """
 
     def __init__(self, address: str, options: Stream, device: str = "cpu") -> None:
@@ -221,6 +221,7 @@ class FFmpegSource:
                     continue
                 for frame in packet.decode():
                     in_a_row = 0
+                    self.broken += frame.is_corrupt
                     yield self._picture(frame)
                 quiet_since = time.monotonic()
             except (StopIteration, av.error.EOFError):
@@ -250,7 +251,7 @@ class FFmpegSource:
                 packets = self._demux()
 
     def _hint(self) -> str:
-        if self.kind == "pipe" and "mp4" in self._container.format.name:
+        if not Path(self._address).is_file() and "mp4" in self._container.format.name:
             return " (an MP4 with its index at the end cannot be read from a pipe: give the file, or .mkv or .ts)"
         return ""
 

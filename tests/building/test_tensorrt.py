@@ -35,7 +35,7 @@ def rtx(**options) -> Build:
 @pytest.mark.parametrize(
     "build, precision, here, said",
     [
-        (rtx(), "fp16", None, "no GPU here to build for; say which with --for: sm75, sm80"),
+        (rtx(), "fp16", None, "no GPU here to build for; say which: capabilities = sm75,sm80"),
         (rtx(capabilities="sm90"), "fp16", None, "does not know sm90, only .*use target = tensorrt, on the GPU"),
         (rtx(capabilities="sm100"), "fp16", None, "does not know sm100"),
         (rtx(capabilities="sm80,hopper"), "fp16", None, "does not know hopper"),

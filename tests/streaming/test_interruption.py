@@ -43,6 +43,18 @@ def test_a_container_on_stdin_and_a_reader_that_goes_away(model, tmp_path):
     assert frames["in"] == frames["out"] + frames["abandoned"]
 
 
+def test_a_reader_that_made_the_pipe_nonblocking_gets_every_frame(model, tmp_path):
+    source = make_video(tmp_path / "in.mkv", frames=20)  # more than a pipe holds
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with os.fdopen(read, "rb") as reader:
+        process = command("infer", model, source, "-", stdout=write)
+        os.close(write)
+        assert len(reader.read()) == 20 * HEIGHT * WIDTH * 3
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+
+
 SLOW = """
 import time
 from tests.streaming.clips import Identity

@@ -410,6 +410,24 @@ def test_broken_packets_are_skipped_and_counted(identity, tmp_path):
     assert report.frames["in"] == report.frames["out"]
 
 
+def test_pictures_that_the_decoder_patched_are_shown_and_counted(identity, tmp_path):
+    whole = bytearray(make_video(tmp_path / "in.mkv", frames=60).read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(whole) // 2, len(whole) - 400, 40):
+        whole[place] ^= 255
+    (tmp_path / "broken.mkv").write_bytes(whole)
+    patched = lost = 0
+    with av.open(str(tmp_path / "broken.mkv")) as opened:
+        for packet in opened.demux(video=0):
+            try:
+                patched += sum(frame.is_corrupt for frame in packet.decode())
+            except av.error.FFmpegError:
+                lost += 1
+    report = Video(identity, tmp_path / "broken.mkv", tmp_path / "out.mp4").run()
+    assert patched > 0 and report.frames["broken"] == patched + lost
+    assert report.frames["out"] == report.frames["in"] > patched
+
+
 def test_pictures_that_change_their_size_are_scaled_to_the_first(identity, tmp_path, capsys):
     both = [make_video(tmp_path / f"{n}.ts", frames=10, size=size) for n, size in enumerate([(48, 64), (96, 96)])]
     (tmp_path / "in.ts").write_bytes(b"".join(path.read_bytes() for path in both))
