@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
-import re
 import sys
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 import tyro
 
-from . import commands, config
-from .commands import Command, TrainCommand
+from .commands import Command, TrainCommand, as_typed
 from .console import say
 from .errors import EnvironmentFailed, Fastpix2pixError
 
@@ -45,25 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         expected = _as_expected(error)
         if expected is None or debug:
             raise
-        say(f"error: {_as_typed(str(expected))}")
+        say(f"error: {as_typed(str(expected))}")
         return expected.exit_code
     except KeyboardInterrupt:
         say("interrupted")
         return 130
-
-
-def _as_typed(text: str) -> str:
-    """An error of the library with its options as they are typed here: `fit = tile` becomes `--fit tile`."""
-    kinds = [kind for module in (config, commands) for kind in vars(module).values() if is_dataclass(kind)]
-    names = sorted({one.name for kind in kinds for one in fields(kind)}, key=len, reverse=True)
-
-    def typed(found: re.Match[str]) -> str:
-        option, switch = {"capabilities": "for"}.get(found[1], found[1].replace("_", "-")), found[2]
-        if switch:
-            return f"--{option}" if switch == "True" else f"--no-{option}"
-        return f"--{option} "
-
-    return re.sub(rf"(?<![\w.-])({'|'.join(names)}) = (?:(True|False)\b)?", typed, text)
 
 
 def _as_expected(error: BaseException) -> Fastpix2pixError | None:

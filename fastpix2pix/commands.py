@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
+from . import config
 from .config import Bench, Build, Direction, Fitted, Infer, Noise, NormStats, Stream, Train
 from .console import say, show_table, write_json
 from .errors import InputError
@@ -187,8 +189,10 @@ class InferCommand:
                 g, pairs, self.streaming, self.translation.batch, stop=stop, progress=progress.count, say=progress.say
             )
         for report in done.streams:
-            say(report.line())
-        return 0 if stop.signal is None else 128 + stop.signal
+            say(as_typed(report.line()))
+        if stop.signal is not None:
+            return 128 + stop.signal
+        return 4 if any(report.error for report in done.streams) else 0
 
     def _load(self, opened: ExitStack, stop: Interrupt) -> Translator:
         """The model in its modes, which are said."""
@@ -480,3 +484,17 @@ Command = (
     | Annotated[BenchCommand, subcommand("bench")]
     | Annotated[DoctorCommand, subcommand("doctor")]
 )
+
+
+def as_typed(text: str) -> str:
+    """An error of the library with its options as they are typed here: `fit = tile` becomes `--fit tile`."""
+    kinds = [kind for kind in [*vars(config).values(), *globals().values()] if is_dataclass(kind)]
+    names = sorted({one.name for kind in kinds for one in fields(kind)}, key=len, reverse=True)
+
+    def typed(found: re.Match[str]) -> str:
+        option, switch = {"capabilities": "for"}.get(found[1], found[1].replace("_", "-")), found[2]
+        if switch:
+            return f"--{option}" if switch == "True" else f"--no-{option}"
+        return f"--{option} "
+
+    return re.sub(rf"(?<![\w.-])({'|'.join(names)}) = (?:(True|False)\b)?", typed, text)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fastpix2pix import cli
+from fastpix2pix.commands import as_typed
 from fastpix2pix.config import Bench, Build, Data, Generator, Infer, Stream, Train, train_config
 from fastpix2pix.data.images import read_image, write_image
 from fastpix2pix.model import build_generator
@@ -146,7 +147,7 @@ BAD = [  # arguments with {d}ata, {m}odel and {t}mp folder; exit code; what stde
     ("infer {m} {d}/val {t}/out.png", 2, "out.png"),
     ("infer {m} {d}/val/0.png {d}/val/0.png", 2, "0.png"),
     ("infer {m} {d}/val/0.png {t}/out.png --norm-stats mean", 2, "running"),
-    ("infer {m} {d}/val/0.png {t}/out.mp4", 2, "out.mp4"),
+    ("infer {m} {d}/val/0.png {t}/out.mp4", 2, "0.png: one image, where a video is wanted"),
     ("infer {m} {d}/val/0.png {t}/out.png --live", 2, "error: --live: is for videos"),
     (
         "infer {m} {d}/val/0.png {t}/out.png --fit tile",
@@ -194,7 +195,7 @@ def test_options_of_errors_are_shown_as_they_are_typed():
         "cache = False, capabilities = sm80": "--no-cache, --for sm80",
         "channels = 3: images have 1, my_size = 3": "channels = 3: images have 1, my_size = 3",  # no options
     }
-    assert {text: cli._as_typed(text) for text in table} == table
+    assert {text: as_typed(text) for text in table} == table
 
 
 def test_a_folder_with_a_broken_image_is_exit_code_4(model, pairs, tmp_path, capsys):

@@ -20,7 +20,7 @@ def plan(sources: list[str], sink: str, infer: Infer, options: Stream) -> list[t
         if value := getattr(infer, name):
             raise InputError(f"{name} = {value}: is for images; the sources are videos")
     sources = [one for source in sources for one in expanded(source)]
-    check_sources(sources, sink)
+    check_sources(sources)
     if sources.count("-") > 1:
         raise InputError("stdin (-) is given more than once as a source")
     if sink_kind(sink) != "folder":

@@ -296,13 +296,13 @@ class FFmpegSource:
         return max(1, round(1 / (self._rate * self._video.time_base)))
 
 
-def check_sources(addresses: list[str], sink: str) -> None:
+def check_sources(addresses: list[str]) -> None:
     """Refuse files that are not there and single images, before a model is loaded."""
     for address in addresses:
         if source_kind(address) == "images" and len(list_images(address)) < 2:
             raise InputError(
-                f"{address}: one image, and {shown(sink)} is for video, or there are videos beside it; translate "
-                "images apart, into an image file or a folder; a folder or pattern of frames is a video"
+                f"{address}: one image, where a video is wanted; translate images apart, into an image file or a "
+                "folder; a folder or pattern of frames is a video"
             )
         if source_kind(address) == "video" and not Path(address).exists():
             raise InputError(f"{address}: no such file")

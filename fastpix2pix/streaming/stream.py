@@ -14,6 +14,7 @@ from typing import Any
 from ..config import Infer, stream_config
 from ..config import Stream as Options
 from ..console import say, write_json
+from ..errors import InputError
 from ..interrupt import Interrupt
 from ..runtime.engine import Engine, TorchEngine
 from ..runtime.tiles import Tiles, check_tiles
@@ -81,7 +82,10 @@ def translate(
     say: Callable[[str], None] = say,
     steps: Sequence[Step] = (),  # that see every picture and its output, after smoothing; of one stream
 ) -> Summary:
-    """Run all streams. Raises the first error, after the others were brought to an end that can be played."""
+    """Run all streams. One with bad input is left out, with the error in its report; where all have it, it is raised.
+
+    Other errors are raised after all streams were brought to an end that can be played.
+    """
     g = _for_video(g, say)
     engine = g.engine
     check_channels(engine)
@@ -123,7 +127,10 @@ def flicker(
 ) -> FlickerFigures:
     """How much the outputs flicker where the source stands still (steady.Flicker), in levels of 255."""
     meter, given = Flicker(), stream_config(audio="none", **options)
-    translate(g, plan([str(source)], "null:", Infer(), given), given, stop=stop, progress=progress, steps=[meter])
+    pairs = plan([str(source)], "null:", Infer(), given)
+    if len(pairs) > 1:
+        raise InputError(f"{source}: {len(pairs)} videos; flicker is measured of one")
+    translate(g, pairs, given, stop=stop, progress=progress, steps=[meter])
     return meter.figures()
 
 
@@ -137,6 +144,7 @@ def _run_all(
 ) -> tuple[list[Report], int | None]:
     waiting = deque(pipelines)
     reports: dict[Pipeline, Report] = {}
+    refused: list[InputError] = []
     failures: list[BaseException] = []
 
     def stop() -> bool:
@@ -151,6 +159,9 @@ def _run_all(
             together.join()
             try:
                 reports[pipeline] = pipeline.run(stop)
+            except InputError as error:
+                refused.append(error)
+                reports[pipeline] = replace(pipeline.nothing(), interrupted=False, error=str(error))
             except BaseException as error:
                 failures.append(error)
             finally:
@@ -178,6 +189,8 @@ def _run_all(
                 break
     if failures:
         raise failures[0]
+    if len(refused) == len(pipelines):
+        raise refused[0]
     signal = getattr(asked, "signal", None)
     return [reports.get(pipeline) or pipeline.nothing() for pipeline in pipelines], signal
 

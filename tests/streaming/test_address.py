@@ -121,7 +121,7 @@ def test_where_videos_go(folder):
         (["a.mp4"], "D", {"suffix": "txt"}, {}, "suffix = txt"),
         (["a.mp4"], "D", {"side_by_side": True}, {}, "side_by_side = True: is for images"),
         (["a.mp4"], "D", {"direction": "AtoB"}, {}, "direction = AtoB: is for images"),
-        (["one.png"], "x.mp4", {}, {}, "one.png: one image, and x.mp4 is for video"),
+        (["one.png"], "x.mp4", {}, {}, "one.png: one image, where a video is wanted"),
         (["none.mp4"], "x.mp4", {}, {}, "none.mp4: no such file"),
         (["/dev/video99"], "D", {"suffix": "xyz"}, {}, "suffix"),
         (["-", "-"], "D", {}, {}, "more than once"),

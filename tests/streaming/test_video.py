@@ -25,7 +25,7 @@ from fastpix2pix.runtime.translator import Translator
 from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.sinks import FrameFolder
 from fastpix2pix.streaming.stream import Stream as Video
-from fastpix2pix.streaming.stream import translate
+from fastpix2pix.streaming.stream import flicker, translate
 from tests.streaming.clips import (
     FRAMES,
     Identity,
@@ -327,6 +327,30 @@ def test_several_videos_into_a_folder_in_batches(model, tmp_path):
     assert psnr(pictures_of(tmp_path / "alone.mp4")[3], pictures_of(tmp_path / "out/a.mp4")[3]) > 40
 
 
+def test_of_several_videos_a_broken_one_is_left_out_and_named(model, tmp_path, capsys):
+    for name in ("a", "c"):
+        make_video(tmp_path / f"{name}.mp4", frames=8)
+    (tmp_path / "b.mp4").write_bytes(b"broken")
+    videos = tmp_path / "*.mp4"
+    assert run("infer", model, videos, tmp_path / "out/", "--stats", "-") == 4
+    out, err = capsys.readouterr()
+    assert f"left out: {tmp_path}/b.mp4: cannot be read as a video" in err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mp4", "c.mp4"]
+    assert [len(stamps_of(tmp_path / f"out/{name}.mp4")) for name in ("a", "c")] == [8, 8]
+    assert [bool(one["error"]) for one in json.loads(out)["streams"]] == [False, True, False]
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"broken")
+    assert run("infer", model, videos, tmp_path / "none/") == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_flicker_is_of_one_video(identity, tmp_path):
+    for name in ("a", "b"):
+        make_video(tmp_path / f"{name}.mp4", frames=2)
+    with pytest.raises(InputError, match="2 videos; flicker is measured of one"):
+        flicker(identity, tmp_path / "*.mp4")
+
+
 def test_stats_say_what_happened(model, tmp_path, capsys):
     source = make_video(tmp_path / "in.mp4")
     assert run("infer", model, source, "null:", "--stats", "-") == 0
@@ -418,6 +442,7 @@ def test_pictures_that_the_decoder_patched_are_shown_and_counted(identity, tmp_p
     (tmp_path / "broken.mkv").write_bytes(whole)
     patched = lost = 0
     with av.open(str(tmp_path / "broken.mkv")) as opened:
+        opened.streams.video[0].thread_type = "AUTO"
         for packet in opened.demux(video=0):
             try:
                 patched += sum(frame.is_corrupt for frame in packet.decode())
