@@ -157,7 +157,8 @@ class InferCommand:
         for problem in summary.broken:
             say(f"left out: {problem}")
         left_out = f"; {len(summary.broken)} could not be read" if summary.broken else ""
-        say(f"{summary.count} images in {summary.seconds:.1f} s -> {sink}{left_out}")
+        cut = "interrupted after " if stop.signal is not None else ""
+        say(f"{cut}{summary.count} images in {summary.seconds:.1f} s -> {sink}{left_out}")
         if stop.signal is not None:
             return 128 + stop.signal
         return 4 if summary.broken else 0

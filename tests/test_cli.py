@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +188,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(line, code, says, pairs, model
     assert "Traceback" not in err
     assert says in " ".join(err.replace("│", " ").split())
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_between_images_is_said(model, pairs, tmp_path, monkeypatch, capsys):
+    def interrupted(path, channels):
+        os.kill(os.getpid(), signal.SIGINT)
+        return read_image(path, channels)
+
+    monkeypatch.setattr("fastpix2pix.runtime.translate.read_image", interrupted)
+    assert run("infer", model, pairs / "val" / "0.png", tmp_path / "out.png") == 130
+    assert "interrupted after " in capsys.readouterr().err
 
 
 def test_options_of_errors_are_shown_as_they_are_typed():

@@ -41,5 +41,5 @@ class Report:
         return (
             f"{self.source} -> {sink}: {f['out']} of {f['in']} frames{f' ({lost})' if lost else ''} in "
             f"{self.seconds:.1f} s, {self.fps:.1f} fps; {spent} a frame, engine busy {100 * self.engine_share:.0f} %"
-            f"{late if self.live else ''}"
+            f"{late if self.live else ''}{'; interrupted' if self.interrupted else ''}"
         )
