@@ -72,7 +72,10 @@ class EvalCommand:
     def __call__(self) -> int:
         from .console import Progress
         from .evaluation import evaluate
+        from .streaming.address import VIDEO_SUFFIXES
 
+        if self.data.suffix.lower() in VIDEO_SUFFIXES and not self.video:
+            raise InputError(f"{self.data}: a video has no pairs; with --video its flicker is measured")
         of_others = ("split", "direction", "batch") if self.video else ("steady",)
         for name in of_others:
             if (value := getattr(self, name)) != getattr(EvalCommand, name):

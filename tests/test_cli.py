@@ -157,6 +157,7 @@ BAD = [  # arguments with {d}ata, {m}odel and {t}mp folder; exit code; what stde
         "--fit tile: a tile has other image statistics than the whole; use --norm-stats running, or --fit pad",
     ),
     ("infer {m} {d}/val/0.png {t}/out.png --tile 64", 2, "--tile 64: side of the squares of --fit tile; fit is pad"),
+    ("eval {m} {t}/in.mp4", 2, "in.mp4: a video has no pairs; with --video its flicker is measured"),
     ("eval {m} {d} --steady 0.5", 2, "--steady 0.5: is for a video"),
     ("eval {m} {d} --video --batch 2", 2, "--batch 2: is for pairs"),
     ("infer {m} {d}/val/0.png {t}/out.png --size 0", 2, "error: --size 0: must be"),
