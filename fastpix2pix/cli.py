@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from .commands import Command, TrainCommand
+from .commands import Command, TrainCommand, as_typed
 from .console import say
 from .errors import EnvironmentFailed, Fastpix2pixError
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         expected = _as_expected(error)
         if expected is None or debug:
             raise
-        say(f"error: {expected}")
+        say(f"error: {as_typed(str(expected))}")
         return expected.exit_code
     except KeyboardInterrupt:
         say("interrupted")
@@ -58,9 +58,9 @@ def _as_expected(error: BaseException) -> Fastpix2pixError | None:
         return EnvironmentFailed(f"{error.filename or 'disk'}: {error.strerror}")
     text = (str(error).splitlines() or ["allocation failed"])[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return EnvironmentFailed(f"out of memory ({text}); lower batch, size or ngf")
+        return EnvironmentFailed(f"out of memory ({text}); lower --batch, --size or --ngf")
     if text.startswith("DataLoader worker"):  # raised by a signal handler, wherever the main thread is
-        return EnvironmentFailed(f"a loading worker died ({text}); too little memory? lower workers")
+        return EnvironmentFailed(f"a loading worker died ({text}); too little memory? lower --workers")
     return None
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
+from . import config
 from .config import Bench, Build, Direction, Fitted, Infer, Noise, NormStats, Stream, Train
 from .console import say, show_table, write_json
 from .errors import InputError
@@ -70,7 +72,14 @@ class EvalCommand:
     def __call__(self) -> int:
         from .console import Progress
         from .evaluation import evaluate
+        from .streaming.address import VIDEO_SUFFIXES
 
+        if self.data.suffix.lower() in VIDEO_SUFFIXES and not self.video:
+            raise InputError(f"{self.data}: a video has no pairs; with --video its flicker is measured")
+        of_others = ("split", "direction", "batch") if self.video else ("steady",)
+        for name in of_others:
+            if (value := getattr(self, name)) != getattr(EvalCommand, name):
+                raise InputError(f"{name} = {value}: is for {'pairs' if self.video else 'a video, with --video'}")
         if self.video:
             return self._flicker()
         with Progress("eval") as progress:
@@ -148,14 +157,22 @@ class InferCommand:
             summary = translate_files(g, sources, sink, self.translation, progress.count, stop, self.streaming)
         for line in profile.lines():
             say(line)
-        say(f"{summary.count} images in {summary.seconds:.1f} s -> {sink}")
-        return 0 if stop.signal is None else 128 + stop.signal
+        for problem in summary.broken:
+            say(f"left out: {problem}")
+        left_out = f"; {len(summary.broken)} could not be read" if summary.broken else ""
+        cut = "interrupted after " if stop.signal is not None else ""
+        say(f"{cut}{summary.count} images in {summary.seconds:.1f} s -> {sink}{left_out}")
+        if stop.signal is not None:
+            return 128 + stop.signal
+        return 4 if summary.broken else 0
 
     def _refuse_options_of_videos(self) -> None:
         of_both = {one.name for one in fields(Fitted)}
         for one in fields(Stream):
             if one.name not in of_both and getattr(self.streaming, one.name) != one.default:
-                raise InputError(f"{one.name}: is for videos; the sources are images")
+                raise InputError(
+                    f"{one.name} = {getattr(self.streaming, one.name)}: is for videos; the sources are images"
+                )
 
     def _videos(self, sources: list[str], sink: str) -> int:
         from .console import Progress
@@ -164,7 +181,10 @@ class InferCommand:
         from .streaming.stream import translate
 
         if self.translation.profile:
-            raise InputError("profile: traces translations of images; of a video, --stats has the time of every stage")
+            raise InputError(
+                f"profile = {self.translation.profile}: traces translations of images; of a video, stats = FILE has "
+                "the time of every stage"
+            )
         pairs = plan(sources, sink, self.translation, self.streaming)
         with ExitStack() as opened:
             stop = opened.enter_context(Interrupt())
@@ -173,9 +193,10 @@ class InferCommand:
                 g, pairs, self.streaming, self.translation.batch, stop=stop, progress=progress.count, say=progress.say
             )
         for report in done.streams:
-            say(report.line())
-        write_json(self.streaming.stats, done.as_dict())
-        return 0 if stop.signal is None else 128 + stop.signal
+            say(as_typed(report.line()))
+        if stop.signal is not None:
+            return 128 + stop.signal
+        return 4 if any(report.error for report in done.streams) else 0
 
     def _load(self, opened: ExitStack, stop: Interrupt) -> Translator:
         """The model in its modes, which are said."""
@@ -467,3 +488,17 @@ Command = (
     | Annotated[BenchCommand, subcommand("bench")]
     | Annotated[DoctorCommand, subcommand("doctor")]
 )
+
+
+def as_typed(text: str) -> str:
+    """An error of the library with its options as they are typed here: `fit = tile` becomes `--fit tile`."""
+    kinds = [kind for kind in [*vars(config).values(), *globals().values()] if is_dataclass(kind)]
+    names = sorted({one.name for kind in kinds for one in fields(kind)}, key=len, reverse=True)
+
+    def typed(found: re.Match[str]) -> str:
+        option, switch = {"capabilities": "for"}.get(found[1], found[1].replace("_", "-")), found[2]
+        if switch:
+            return f"--{option}" if switch == "True" else f"--no-{option}"
+        return f"--{option} "
+
+    return re.sub(rf"(?<![\w.-])({'|'.join(names)}) = (?:(True|False)\b)?", typed, text)

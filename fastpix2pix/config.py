@@ -279,6 +279,10 @@ class Fitted:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check(self.tile > 0, f"tile = {self.tile}: must be positive")
+        _check(
+            self.fit == "tile" or self.tile == Fitted.tile,
+            f"tile = {self.tile}: side of the squares of fit = tile; fit is {self.fit}",
+        )
         _ = self.sides
 
     @property

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fastpix2pix import cli
+from fastpix2pix.commands import as_typed
 from fastpix2pix.config import Bench, Build, Data, Generator, Infer, Stream, Train, train_config
 from fastpix2pix.data.images import read_image, write_image
 from fastpix2pix.model import build_generator
@@ -146,10 +149,18 @@ BAD = [  # arguments with {d}ata, {m}odel and {t}mp folder; exit code; what stde
     ("infer {m} {d}/val {t}/out.png", 2, "out.png"),
     ("infer {m} {d}/val/0.png {d}/val/0.png", 2, "0.png"),
     ("infer {m} {d}/val/0.png {t}/out.png --norm-stats mean", 2, "running"),
-    ("infer {m} {d}/val/0.png {t}/out.mp4", 2, "out.mp4"),
-    ("infer {m} {d}/val/0.png {t}/out.png --live", 2, "live: is for videos"),
-    ("infer {m} {d}/val/0.png {t}/out.png --fit tile", 2, "other image statistics"),
-    ("infer {m} {d}/val/0.png {t}/out.png --size 0", 2, "error: size = 0: must be"),
+    ("infer {m} {d}/val/0.png {t}/out.mp4", 2, "0.png: one image, where a video is wanted"),
+    ("infer {m} {d}/val/0.png {t}/out.png --live", 2, "error: --live: is for videos"),
+    (
+        "infer {m} {d}/val/0.png {t}/out.png --fit tile",
+        2,
+        "--fit tile: a tile has other image statistics than the whole; use --norm-stats running, or --fit pad",
+    ),
+    ("infer {m} {d}/val/0.png {t}/out.png --tile 64", 2, "--tile 64: side of the squares of --fit tile; fit is pad"),
+    ("eval {m} {t}/in.mp4", 2, "in.mp4: a video has no pairs; with --video its flicker is measured"),
+    ("eval {m} {d} --steady 0.5", 2, "--steady 0.5: is for a video"),
+    ("eval {m} {d} --video --batch 2", 2, "--batch 2: is for pairs"),
+    ("infer {m} {d}/val/0.png {t}/out.png --size 0", 2, "error: --size 0: must be"),
     ("infer {t}/g.pth {d}/val/0.png {t}/out.png", 2, "g.pth: no such file"),
     ("convert {m} {t}/out.onnx", 2, "allowed are .pth -> .safetensors"),
     ("convert {t}/text.pth {t}/out.safetensors", 2, "text.pth: empty or not a PyTorch file"),
@@ -178,6 +189,38 @@ def test_bad_input_is_one_line_and_leaves_nothing(line, code, says, pairs, model
     assert "Traceback" not in err
     assert says in " ".join(err.replace("│", " ").split())
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_between_images_is_said(model, pairs, tmp_path, monkeypatch, capsys):
+    def interrupted(path, channels):
+        os.kill(os.getpid(), signal.SIGINT)
+        return read_image(path, channels)
+
+    monkeypatch.setattr("fastpix2pix.runtime.translate.read_image", interrupted)
+    assert run("infer", model, pairs / "val" / "0.png", tmp_path / "out.png") == 130
+    assert "interrupted after " in capsys.readouterr().err
+
+
+def test_options_of_errors_are_shown_as_they_are_typed():
+    table = {
+        "norm_stats = 'mean': allowed are image, running": "--norm-stats 'mean': allowed are image, running",
+        "out.png exists; use overwrite = True": "out.png exists; use --overwrite",
+        "cache = False, capabilities = sm80": "--no-cache, --for sm80",
+        "channels = 3: images have 1, my_size = 3": "channels = 3: images have 1, my_size = 3",  # no options
+    }
+    assert {text: as_typed(text) for text in table} == table
+
+
+def test_a_folder_with_a_broken_image_is_exit_code_4(model, pairs, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "c"):
+        (tmp_path / f"in/{name}.png").write_bytes((pairs / "val/0.png").read_bytes())
+    (tmp_path / "in/b.png").write_bytes(b"broken")
+    assert run("infer", model, tmp_path / "in", tmp_path / "out") == 4
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    err = capsys.readouterr().err
+    assert f"left out: {tmp_path}/in/b.png: not an image of a known format" in err
+    assert "2 images in" in err and "; 1 could not be read" in err
 
 
 def test_debug_shows_the_traceback(pairs, tmp_path):

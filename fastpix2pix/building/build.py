@@ -50,11 +50,15 @@ def build(
 def _check_out(out: Path, options: Build) -> None:
     allowed = (".onnx",) if options.target == "onnx" else SUFFIXES
     if out.suffix not in allowed:
-        raise InputError(f"{out}: a file of target {options.target} ends in {' or '.join(allowed)}")
+        others = "tensorrt or tensorrt-rtx" if options.target == "onnx" else "onnx"
+        raise InputError(
+            f"{out}: what target = {options.target} makes ends in {' or '.join(allowed)}; rename it, or give "
+            f"target = {others}"
+        )
     if out.is_dir():
         raise InputError(f"{out} is a folder: give a file")
     if out.exists() and not options.overwrite:
-        raise InputError(f"{out} exists: choose another name, or overwrite it")
+        raise InputError(f"{out} exists: choose another name, or overwrite = True")
 
 
 def _best(job: Job, scratch: Path) -> Built:

@@ -105,8 +105,8 @@ class Parity:
         more = f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
         raise CheckFailed(
             f"{len(failed)} of {len(self.images)} images differ too much from the fp32 generator ({self.ran}): "
-            f"{named}{more}. Nothing was written; use a higher precision, or allow more with --max-difference and "
-            "--mean-difference"
+            f"{named}{more}. Nothing was written; use a higher precision, or allow more with max_difference = LEVELS "
+            "and mean_difference = LEVELS"
         )
 
 

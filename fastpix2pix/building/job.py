@@ -90,7 +90,7 @@ def prepare(model: str | Path, o: Build, progress: Count | None, stop: Callable[
     found = library(o.target) if needs_library else None
     known = found.capabilities if found else ()
     if reasons := not_supported_reasons(o, o.precision, known, here):
-        raise InputError(f"--target {o.target}: {'; '.join(reasons)}")
+        raise InputError(f"target = {o.target}: {'; '.join(reasons)}")
     direction: Direction = o.direction or record.get("direction") or "AtoB"
     quantised = o.precision in ("int8", "fp8") or (o.precision == "auto" and o.calibration is not None)
     images = samples(o, config, direction, sizes, quantised)

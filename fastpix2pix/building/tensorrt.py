@@ -60,7 +60,8 @@ def not_supported_reasons(
     """Why a target cannot honour the options: all reasons, before anything is built."""
     if build.target == "onnx":
         engine_only = ("capabilities", "workspace", "timing_cache", "version_compatible", "refit", "strip")
-        return [f"{_flag(name)} belongs to engines, the target is onnx" for name in engine_only if getattr(build, name)]
+        given = [f"{name} = {getattr(build, name)}" for name in engine_only if getattr(build, name)]
+        return [f"{one} belongs to engines, the target is onnx" for one in given]
     found = (_of_rtx if build.target == "tensorrt-rtx" else _of_tensorrt)(build, known, here)
     least = _NEEDS.get(precision, 0)
     old = [name for name in wanted(build, here) if re.fullmatch(r"sm\d+", name) and int(name[2:]) < least]
@@ -74,10 +75,13 @@ def _of_tensorrt(build: Build, known: Collection[str], here: str | None) -> list
     if here is None:
         found.append(
             "TensorRT builds on the GPU that will run the engine, and none is used here; "
-            "--target tensorrt-rtx --for sm80 builds without one"
+            "target = tensorrt-rtx with capabilities = sm80 builds without one"
         )
     if build.capabilities:
-        found.append("a TensorRT engine is for the GPU it is built on; --for belongs to --target tensorrt-rtx")
+        found.append(
+            "a TensorRT engine is for the GPU it is built on; "
+            f"capabilities = {build.capabilities} belongs to target = tensorrt-rtx"
+        )
     return found
 
 
@@ -85,24 +89,22 @@ def _of_rtx(build: Build, known: Collection[str], here: str | None) -> list[str]
     found = []
     capabilities = wanted(build, here)
     if not capabilities:
-        found.append(f"there is no GPU here to build for; say which with --for: {', '.join(known)}")
+        found.append(f"there is no GPU here to build for; say which: capabilities = {','.join(known)}")
     if unknown := [name for name in capabilities if name not in known]:
         found.append(
             f"TensorRT-RTX does not know {', '.join(unknown)}, only {', '.join(known)}; "
-            "for other GPUs use --target tensorrt, on the GPU itself"
+            "for other GPUs use target = tensorrt, on the GPU itself"
         )
     if build.timing_cache:
-        found.append("TensorRT-RTX measures nothing while it builds, so --timing-cache would stay empty")
+        found.append(
+            f"TensorRT-RTX measures nothing while it builds, so timing_cache = {build.timing_cache} would stay empty"
+        )
     if build.version_compatible:
-        found.append("TensorRT-RTX has no lean runtime, which --version-compatible needs; use --target tensorrt")
+        found.append("TensorRT-RTX has no lean runtime, which version_compatible = True needs; use target = tensorrt")
     for name in ("refit", "strip"):
         if getattr(build, name) and here is None:
-            found.append(f"TensorRT-RTX builds {_flag(name)} only on a GPU, and none is used here")
+            found.append(f"TensorRT-RTX builds {name} = True only on a GPU, and none is used here")
     return found
-
-
-def _flag(name: str) -> str:
-    return "--for" if name == "capabilities" else "--" + name.replace("_", "-")
 
 
 @contextmanager

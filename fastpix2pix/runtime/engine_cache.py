@@ -78,7 +78,7 @@ class EngineCache:
         if found.st_uid != os.getuid():
             raise EnvironmentFailed(
                 f"{self.folder} belongs to another user, who could put native code into engines; "
-                "set FASTPIX2PIX_CACHE to a folder of your own, or use --no-cache"
+                "set FASTPIX2PIX_CACHE to a folder of your own, or use cache = False"
             )
         if stat.S_IMODE(found.st_mode) != 0o700:
             self.folder.chmod(0o700)

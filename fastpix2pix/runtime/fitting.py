@@ -27,8 +27,12 @@ def fit_picture(
     - pad, tile: the whole picture at its own size; with `size`, scaled to lie inside it.
     - resize: the whole picture scaled to `size` (or the training size), whatever its aspect.
     - crop: the largest centred part of the aspect of `size` (or the training size), scaled to it.
+
+    Raises InputError for a size of more than data.images.MAX_PIXELS.
     """
     height, width = source
+    if size and size[0] * size[1] > MAX_PIXELS and fit in ("resize", "crop"):
+        raise InputError(f"size = {size[0]}x{size[1]}: {size[0] * size[1]} pixels; allowed are {MAX_PIXELS}")
     if fit in ("pad", "tile"):
         return (0, 0, height, width), source if size is None else _inside(source, size)
     picture = size or (trained, trained)
@@ -56,8 +60,6 @@ def fit_image(
     """What of an image is translated, scaled as training scales (Pillow's bicubic)."""
     source = (image.shape[0], image.shape[1])
     (top, left, height, width), size = fit_picture(source, options.fit, size_asked(options, described), trained)
-    if size[0] * size[1] > MAX_PIXELS:
-        raise InputError(f"size = {options.size}: {size[0]}x{size[1]} pixels; allowed are {MAX_PIXELS} per image")
     return resize(image[top : top + height, left : left + width], size)
 
 

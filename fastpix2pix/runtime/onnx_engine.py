@@ -166,8 +166,8 @@ class OnnxEngine:
         if form.height is not None and (height, width) != (form.height, form.width):
             raise InputError(
                 f"{height}x{width} pixels (after padding to multiples of {self.multiple}): {self.name} takes "
-                f"{form.height}x{form.width}; give that size (infer: --fit resize or crop), or build one with "
-                "--size smallest,usual,largest"
+                f"{form.height}x{form.width}; give that size (infer: fit = resize or crop), or build one with "
+                "size = smallest,usual,largest"
             )
         if form.batch not in (None, n):
             raise InputError(f"{n} images in one call: {self.name} takes {form.batch}")

@@ -37,6 +37,8 @@ def plan(sources: str | Path | Sequence[str | Path], sink: str | Path, options: 
     if not images:
         raise InputError("no sources: give image files, folders or patterns")
     if is_file_sink(sink):
+        if options.suffix:
+            raise InputError(f"suffix = {options.suffix}: is of the files in a folder; the sink is the file {sink}")
         if len(images) > 1:
             raise InputError(f"{len(images)} source images and the file {sink} as sink: several need a folder as sink")
         jobs = [Job(images[0], Path(sink))]
@@ -66,9 +68,10 @@ def list_images(source: str | Path) -> list[Path]:
         return found
     if not glob.has_magic(text):
         raise InputError(f"{text}: no such file or folder")
-    found = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if p.is_file() and _is_image(p))
+    matches = glob.glob(text, recursive=True)
+    found = sorted(p for p in map(Path, matches) if p.is_file() and _is_image(p))
     if not found:
-        raise InputError(f"{text}: the pattern matches no image ({_SUFFIXES})")
+        raise InputError(f"{text}: the pattern matches no {f'image ({_SUFFIXES})' if matches else 'file'}")
     return found
 
 
@@ -109,7 +112,7 @@ def _check_outputs(jobs: Sequence[Job], overwrite: bool) -> None:
     existing = [str(job.output) for job in jobs if job.output.exists()]
     if existing and not overwrite:
         more = f" and {len(existing) - _NAMED} more" if len(existing) > _NAMED else ""
-        raise InputError(f"outputs exist: {', '.join(existing[:_NAMED])}{more}; use overwrite or another sink")
+        raise InputError(f"outputs exist: {', '.join(existing[:_NAMED])}{more}; use overwrite = True or another sink")
 
 
 def _check_writable(folder: Path) -> None:

@@ -221,7 +221,7 @@ class TensorRTEngine:
             sizes = _range([f"{h}x{w}" for h, w in (least, most)])
             raise InputError(
                 f"{height}x{width} pixels (after padding to multiples of {self.multiple}): {self.path} takes {sizes}; "
-                "give such a size (infer: --fit resize or crop), or build one with --size smallest,usual,largest"
+                "give such a size (infer: fit = resize or crop), or build one with size = smallest,usual,largest"
             )
 
 

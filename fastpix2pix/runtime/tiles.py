@@ -73,7 +73,7 @@ def check_tiles(engine: Engine, options: Fitted) -> None:
         return
     if engine.modes.norm_stats != "running":
         raise InputError(
-            "fit = tile: a tile has other image statistics than the whole; use --norm-stats running, or fit = pad"
+            "fit = tile: a tile has other image statistics than the whole; use norm_stats = running, or fit = pad"
         )
     if options.tile % engine.multiple:
         raise InputError(f"tile = {options.tile}: this model takes multiples of {engine.multiple} pixels")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..config import Fitted, Infer
 from ..data.images import as_array, read_image, write_image
-from ..data.pairs import Pair, read_pair
+from ..data.pairs import Pair, Problem, first_ten, read_pair
 from ..errors import InputError
 from .fitting import fit_image
 from .sources import Job, plan
@@ -34,11 +34,12 @@ _UNCHANGED = Fitted()  # whole pictures at their own size
 
 @dataclass(frozen=True)
 class Summary:
-    """What translate_files did; fewer outputs than sources where it was stopped."""
+    """What translate_files did; fewer outputs than sources where it was stopped or images are broken."""
 
     count: int  # images translated and written
     seconds: float  # wall time, files included
     outputs: tuple[Path, ...]  # in the order of the sources
+    broken: tuple[Problem, ...] = ()  # images left out because they could not be read
 
 
 def translate_files(
@@ -46,7 +47,7 @@ def translate_files(
     sources: Sequence[str | Path],  # image files, folders of images, glob patterns ("**" is any depth), mixed
     sink: str | Path,  # image file (of exactly one source image), or folder (made if missing)
     options: Infer,  # batch, direction, side_by_side, suffix, overwrite
-    progress: Callable[[int, int], None] | None = None,  # called with (images written, images in all)
+    progress: Callable[[int, int], None] | None = None,  # called with (images done, images in all)
     stop: Callable[[], bool] | None = None,  # asked before every batch; True ends with what is written
     fitted: Fitted = _UNCHANGED,
 ) -> Summary:
@@ -56,9 +57,11 @@ def translate_files(
     Folders are read flat, in the order of names; what is no image in a folder or among a pattern's matches is left out.
     `options.batch` images in a row are translated together where their sizes are equal. Outputs are complete or absent.
 
-    Raises InputError for missing or broken images, none at all, two outputs of one name, outputs that exist (without
-    overwrite) or are a source themselves; EnvironmentFailed for a sink that cannot be written. All but broken images
-    are found before the first translation; a broken image is named, and those before it are written.
+    A broken image is left out and named in the summary; the others are translated all the same.
+
+    Raises InputError for missing images, none at all, none that can be read, two outputs of one name, outputs that
+    exist (without overwrite) or are a source themselves; EnvironmentFailed for a sink that cannot be written. All but
+    broken images are found before the first translation.
     """
     _check_channels(translator)
     check_tiles(translator.engine, fitted)
@@ -68,13 +71,18 @@ def translate_files(
     if fitted.fit == "tile":
         translator = copy.copy(translator)
         translator.engine = TiledEngine(translator.engine, fitted.tile)
-    start, outputs = time.perf_counter(), []
+    start = time.perf_counter()
+    outputs: list[Path] = []
+    broken: list[Problem] = []
 
-    def read(job: Job) -> Picture:
-        if options.direction is None:
-            image = read_image(job.source, channels)
-        else:
-            image, _ = read_pair(Pair(job.source.stem, job.source, None), options.direction, channels, channels)
+    def read(job: Job) -> Picture | Problem:
+        try:
+            if options.direction is None:
+                image = read_image(job.source, channels)
+            else:
+                image, _ = read_pair(Pair(job.source.stem, job.source, None), options.direction, channels, channels)
+        except InputError as error:
+            return Problem(job.source, str(error).removeprefix(f"{job.source}: "))
         return fit_image(image, fitted, described, trained)
 
     def write(done: tuple[Job, Picture, Picture]) -> Path:
@@ -84,9 +92,20 @@ def translate_files(
         write_image(job.output, output)  # makes the folder only now, so that bad input leaves no empty one
         return job.output
 
+    def count() -> None:
+        if progress:
+            progress(len(outputs) + len(broken), len(jobs))
+
+    def whole() -> Iterator[tuple[Job, Picture]]:
+        for job, picture in zip(jobs, _ahead(pool, read, jobs, options.batch), strict=True):
+            if isinstance(picture, Problem):
+                broken.append(picture)
+                count()
+            else:
+                yield job, picture
+
     def translated() -> Iterator[tuple[Job, Picture, Picture]]:
-        pictures = zip(jobs, _ahead(pool, read, jobs, options.batch), strict=True)
-        for group in _equal_sized(pictures, options.batch):
+        for group in _equal_sized(whole(), options.batch):
             if stop and stop():
                 return
             batch = translator(np.stack([picture for _, picture in group]))
@@ -95,9 +114,11 @@ def translate_files(
     with ThreadPoolExecutor(_THREADS) as pool:
         for path in _ahead(pool, write, translated(), options.batch):
             outputs.append(path)
-            if progress:
-                progress(len(outputs), len(jobs))
-    return Summary(len(outputs), time.perf_counter() - start, tuple(outputs))
+            count()
+    if len(broken) == len(jobs):
+        named = first_ten([str(problem) for problem in broken], "; ")
+        raise InputError(named if len(jobs) == 1 else f"none of {len(jobs)} images could be read: {named}")
+    return Summary(len(outputs), time.perf_counter() - start, tuple(outputs), tuple(broken))
 
 
 def _check_channels(translator: Translator) -> None:
@@ -116,19 +137,14 @@ def _with_channels(picture: Picture, channels: int) -> Picture:
 def _equal_sized(pictures: Iterable[tuple[Job, Picture]], most: int) -> Iterator[list[tuple[Job, Picture]]]:
     """Up to `most` pictures in a row, all of one size."""
     group: list[tuple[Job, Picture]] = []
-    try:
-        for job, picture in pictures:
-            if group and group[0][1].shape != picture.shape:
-                yield group
-                group = []
-            group.append((job, picture))
-            if len(group) == most:
-                yield group
-                group = []
-    except InputError:  # a broken image: those before it are translated all the same
-        if group:
+    for job, picture in pictures:
+        if group and group[0][1].shape != picture.shape:
             yield group
-        raise
+            group = []
+        group.append((job, picture))
+        if len(group) == most:
+            yield group
+            group = []
     if group:
         yield group
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .picture import NATIVE, Media, Planes, new_frame, planes_of
 _CODECS: dict[str, tuple[int, dict[str, str]]] = {
     "libx264": (20, {"preset": "veryfast"}),
     "libx265": (24, {"preset": "veryfast", "x265-params": "log-level=none"}),
-    "libsvtav1": (32, {"preset": "10", "svtav1-params": "log-level=0"}),
+    "libsvtav1": (32, {"preset": "10"}),
     "libvpx-vp9": (32, {"deadline": "realtime", "cpu-used": "6", "row-mt": "1", "b:v": "0"}),
 }
 _LIVE = {"libx264": {"tune": "zerolatency"}, "libx265": {"tune": "zerolatency"}, "libsvtav1": {"preset": "12"}}
@@ -64,6 +65,7 @@ class Encoder:
     def open(self, media: Media) -> None:
         """Write the header. Raises InputError for what the container does not take, EnvironmentFailed for the disk."""
         url = is_url(self._address)
+        os.environ.setdefault("SVT_LOG", "1")  # of libsvtav1, which says a page about itself otherwise: errors alone
         if not url:
             make_folder(Path(self._address).parent)
         format_ = _FORMATS.get(urlsplit(self._address).scheme, "mpegts") if url else None
@@ -88,7 +90,7 @@ class Encoder:
         if self._options.live:
             settings = settings | _LIVE.get(self.codec, {})
         if not self._takes(self.codec):
-            raise InputError(f"{self.name}: this container does not take {self.codec}; use .mkv, or another --codec")
+            raise InputError(f"{self.name}: this container does not take {self.codec}; use .mkv, or another codec")
         video = self._container.add_stream(self.codec, rate=media.rate, options=settings)
         video.width, video.height, video.pix_fmt = media.width, media.height, self._format
         context = video.codec_context
@@ -106,7 +108,7 @@ class Encoder:
             name = stream.codec_context.name
             if not self._takes(name):
                 raise InputError(
-                    f"{self.name}: the sound ({name}) cannot be copied into this container; use .mkv, or --audio none"
+                    f"{self.name}: the sound ({name}) cannot be copied into this container; use .mkv, or audio = none"
                 )
             copied = self._container.add_stream_from_template(stream)
             framed = name == "aac" and not stream.codec_context.extradata and self._container.format.name != "mpegts"

@@ -51,7 +51,7 @@ def check_fixed(geometry: Geometry, source: Size, described: dict[str, Any]) -> 
         raise InputError(
             f"{geometry.network[1]}x{geometry.network[0]} (width x height, padded) from a source of {source[1]}x"
             f"{source[0]}: this engine takes {takes[1]}x{takes[0]}; use fit = resize or crop, or build one with "
-            f"--size {geometry.network[0]}x{geometry.network[1]}"
+            f"size = {geometry.network[0]}x{geometry.network[1]}"
         )
 
 

@@ -43,7 +43,9 @@ def open_input(
                 raise
             if options.hwaccel == "cuda":
                 what = getattr(error, "strerror", None) or error
-                raise EnvironmentFailed(f"hwaccel = cuda: {what}; use hwaccel = auto or none") from None
+                raise EnvironmentFailed(
+                    f"hwaccel = cuda: NVDEC could not be started ({what}); use hwaccel = auto or none"
+                ) from None
     return _open(address, kind, options, None, stop), False
 
 
@@ -98,12 +100,12 @@ def _failure(error: av.error.FFmpegError, address: str, kind: Kind, options: Str
     what, name = error.strerror or type(error).__name__, shown(address)
     if kind == "url":
         if isinstance(error, WAITED):
-            what = f"no answer within {options.timeout:g} s (--timeout)"
+            what = f"no answer within {options.timeout:g} s (timeout = {options.timeout:g})"
         return EnvironmentFailed(f"{name}: cannot be opened: {what}")
     if kind == "camera":
         return InputError(f"{name}: cannot be opened as a V4L2 camera: {what}; ls /dev/video* shows what there is")
     if kind == "pipe":
-        how = "" if options.raw else "; for raw frames say --raw rgb24:1280x720@30"
+        how = "" if options.raw else "; for raw frames give raw = rgb24:1280x720@30"
         return InputError(f"stdin: cannot be read as a video: {what}{how}")
     return InputError(f"{name}: cannot be read as a video: {what}")
 

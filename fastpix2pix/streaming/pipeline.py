@@ -260,7 +260,8 @@ class Pipeline:
             "out": self.done,
             "dropped": counted["dropped_oldest"] + counted["dropped_newest"],
             "late": counted["late"],
-            "failed": counted["failed"] + counted["abandoned"],
+            "failed": counted["failed"],
+            "abandoned": counted["abandoned"] + counted["collected"] - self.done,  # inside where a reader went away
             "broken": self.source.broken,
         }
         stages = self.figures()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-COUNTS = ("in", "out", "dropped", "late", "failed", "broken")
+# in = out + dropped + late + failed + abandoned; broken is of the source: left out, or patched by the decoder
+COUNTS = ("in", "out", "dropped", "late", "failed", "abandoned", "broken")
 WORK = ("decode", "to_network", "engine", "from_network", "encode")  # stages that work rather than wait
 
 
@@ -25,16 +26,20 @@ class Report:
     live: bool = False
     interrupted: bool = False
     media: dict[str, Any] = field(default_factory=dict)
+    error: str = ""  # why the source was left out, while others were translated
 
     def line(self) -> str:
         """For a person."""
+        if self.error:
+            return f"left out: {self.source}: {self.error.removeprefix(f'{self.source}: ')}"
         f = self.frames
-        lost = ", ".join(f"{f[name]} {name}" for name in ("dropped", "late", "failed", "broken") if f[name])
+        lost = ", ".join(f"{f[name]} {name}" for name in COUNTS[2:] if f[name])
         spent = ", ".join(f"{name} {self.stages[name]['p50_ms']:.1f} ms" for name in ("decode", "engine", "encode"))
         total = self.stages["total"]
+        sink = self.sink.removesuffix(":")  # of null:
         late = f"; latency p50 {total['p50_ms']:.0f}, p95 {total['p95_ms']:.0f}, p99 {total['p99_ms']:.0f} ms"
         return (
-            f"{self.source} -> {self.sink}: {f['out']} of {f['in']} frames{f' ({lost})' if lost else ''} in "
+            f"{self.source} -> {sink}: {f['out']} of {f['in']} frames{f' ({lost})' if lost else ''} in "
             f"{self.seconds:.1f} s, {self.fps:.1f} fps; {spent} a frame, engine busy {100 * self.engine_share:.0f} %"
-            f"{late if self.live else ''}"
+            f"{late if self.live else ''}{'; interrupted' if self.interrupted else ''}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,9 +105,13 @@ class FrameFolder(Nowhere):
 class RawFrames(Nowhere):
     """Frames one after the other on stdout, without any header; BrokenPipeError where the reader went away."""
 
-    name = "-"
+    name = "stdout"
 
     def __init__(self, options: Stream) -> None:
+        if sys.stdout.isatty():
+            raise InputError("sink -: stdout is a terminal, and raw frames are for a program; pipe them into one")
+        if options.stats == "-":
+            raise InputError("stats = -: stdout has the frames; give a file")
         self._format = options.pixel_format or "rgb24"
         if self._format not in FFMPEG.values():
             raise InputError(f"pixel_format = {self._format}: raw frames are {', '.join(FFMPEG.values())}")
@@ -124,4 +129,7 @@ class RawFrames(Nowhere):
     def write(self, pts: int, duration: int) -> None:
         left = memoryview(self._memory)
         while left:
-            left = left[os.write(sys.stdout.fileno(), left) :]
+            try:
+                left = left[os.write(sys.stdout.fileno(), left) :]
+            except BlockingIOError:  # the reader made the pipe so
+                select.select([], [sys.stdout], [])

@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
 import av.error
+import numpy as np
+from numpy.typing import NDArray
 
 from ..config import Stream
 from ..console import say
@@ -37,7 +40,7 @@ class Source(Protocol):
 
     name: str  # as shown
     live: bool  # pictures come when they come, not when they are asked for
-    broken: int  # packets that could not be decoded
+    broken: int  # packets or images that could not be decoded, and pictures that the decoder patched
     reconnects: int
 
     def open(self, stop: Callable[[], bool]) -> Media:
@@ -54,45 +57,64 @@ def source_of(address: str, options: Stream, device: str = "cpu") -> Source:
 
 
 class ImageSource:
-    """A folder, pattern or list of images as frames of a video, --fps of them a second. Sizes may differ."""
+    """A folder, pattern or list of images as frames of a video, --fps of them a second. Sizes may differ.
 
-    live, broken, reconnects = False, 0, 0
+    A broken image is named and counted; the picture before it stands in its time.
+    """
+
+    live, reconnects = False, 0
 
     def __init__(self, address: str, options: Stream) -> None:
-        self.name = address
+        self.name, self.broken = address, 0
         self._paths = list_images(address)
         self._rate = Fraction(options.fps or 25).limit_denominator(1001)
-        self._stop: Callable[[], bool] = lambda: False
 
     def open(self, stop: Callable[[], bool]) -> Media:
-        self._stop = stop
-        height, width = self._size = read_image(self._paths[0], 3).shape[:2]
+        self._images = self._read(stop)
+        self._first = next(self._images, None)
+        if self._first is None:
+            if stop():
+                raise Stopped
+            raise InputError(f"{self.name}: none of {len(self._paths)} images could be read")
+        height, width = self._size = self._first[1].shape[:2]
         tag = 1 if height >= 720 else 6
         colour = Colour("bt709" if tag == 1 else "bt601", "limited", (tag, 1, 2, 2))
         return Media(height, width, "rgb", colour, 1 / self._rate, self._rate, frames=len(self._paths))
 
     def __iter__(self) -> Iterator[Picture | Sound]:
-        for number, path in enumerate(self._paths):
-            if self._stop():
-                return
-            frame = av.VideoFrame.from_ndarray(read_image(path, 3), format="rgb24")
-            frame = to_format(frame, "rgb", *self._size)
+        assert self._first is not None
+        for number, image in chain([self._first], self._images):
+            frame = to_format(av.VideoFrame.from_ndarray(image, format="rgb24"), "rgb", *self._size)
             yield Picture(frame, planes_of(frame), number, 1)
 
     def close(self) -> None:
         pass
 
+    def _read(self, stop: Callable[[], bool]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """(place in time, [H, W, 3]) of every image that can be read."""
+        for number, path in enumerate(self._paths):
+            if stop():
+                return
+            try:
+                image = read_image(path, 3)
+            except InputError as error:
+                self.broken += 1
+                say(f"left out: {error}")
+                continue
+            yield number, image
+
 
 class FFmpegSource:
     """A file, camera, URL or pipe through FFmpeg.
 
-    Broken packets are skipped and counted. A network that stalls is waited for `timeout` seconds, then opened again, up
-    to `reconnects` times; timestamps go on where they were.
+    Broken packets are skipped and counted; pictures that the decoder could patch are counted and shown. A network that
+    stalls is waited for `timeout` seconds, then opened again, up to `reconnects` times; timestamps go on.
     """
 
     def __init__(self, address: str, options: Stream, device: str = "cpu") -> None:
-        self.name, self._address, self._options = shown(address), address, options
         self.kind = source_kind(address)
+        self.name = "stdin" if self.kind == "pipe" else shown(address)
+        self._address, self._options = address, options
         self.live = self.kind in ("camera", "url", "pipe")
         self.broken = self.reconnects = 0
         self._device = device if device.startswith("cuda") else "cuda"
@@ -119,8 +141,8 @@ class FFmpegSource:
         if stop():
             raise Stopped
         raise InputError(
-            f"{self.name}: not one picture could be decoded"
-            + (f" ({self.broken} broken packets); is the file cut or damaged?" if self.broken else "")
+            f"{self.name}: not one picture could be decoded (broken packets: {self.broken}); is it empty, cut or "
+            "damaged?"
         )
 
     def __iter__(self) -> Iterator[Picture | Sound]:
@@ -199,6 +221,7 @@ class FFmpegSource:
                     continue
                 for frame in packet.decode():
                     in_a_row = 0
+                    self.broken += frame.is_corrupt
                     yield self._picture(frame)
                 quiet_since = time.monotonic()
             except (StopIteration, av.error.EOFError):
@@ -209,8 +232,8 @@ class FFmpegSource:
                 if time.monotonic() - quiet_since > self._options.timeout:
                     if not self._again(f"nothing came for {self._options.timeout:g} s"):
                         raise EnvironmentFailed(
-                            f"{self.name}: nothing came for {self._options.timeout:g} s (--timeout), and opening it "
-                            f"again did not help (--reconnects {self._options.reconnects})"
+                            f"{self.name}: nothing came for {self._options.timeout:g} s, and opening it again did not "
+                            f"help (timeout = {self._options.timeout:g}, reconnects = {self._options.reconnects})"
                         ) from None
                     quiet_since = time.monotonic()
                 packets = self._demux()
@@ -228,7 +251,7 @@ class FFmpegSource:
                 packets = self._demux()
 
     def _hint(self) -> str:
-        if self.kind == "pipe" and "mp4" in self._container.format.name:
+        if not Path(self._address).is_file() and "mp4" in self._container.format.name:
             return " (an MP4 with its index at the end cannot be read from a pipe: give the file, or .mkv or .ts)"
         return ""
 
@@ -273,13 +296,13 @@ class FFmpegSource:
         return max(1, round(1 / (self._rate * self._video.time_base)))
 
 
-def check_sources(addresses: list[str], sink: str) -> None:
+def check_sources(addresses: list[str]) -> None:
     """Refuse files that are not there and single images, before a model is loaded."""
     for address in addresses:
         if source_kind(address) == "images" and len(list_images(address)) < 2:
             raise InputError(
-                f"{address}: one image, and {shown(sink)} is for video, or there are videos beside it; translate "
-                "images apart, into an image file or a folder; a folder or pattern of frames is a video"
+                f"{address}: one image, where a video is wanted; translate images apart, into an image file or a "
+                "folder; a folder or pattern of frames is a video"
             )
-        if source_kind(address) == "video" and not Path(address).is_file():
+        if source_kind(address) == "video" and not Path(address).exists():
             raise InputError(f"{address}: no such file")

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..config import Infer, stream_config
 from ..config import Stream as Options
-from ..console import say
+from ..console import say, write_json
+from ..errors import InputError
 from ..interrupt import Interrupt
 from ..runtime.engine import Engine, TorchEngine
 from ..runtime.tiles import Tiles, check_tiles
@@ -81,8 +82,12 @@ def translate(
     say: Callable[[str], None] = say,
     steps: Sequence[Step] = (),  # that see every picture and its output, after smoothing; of one stream
 ) -> Summary:
-    """Run all streams. Raises the first error, after the others were brought to an end that can be played."""
-    engine = _for_video(g, say)
+    """Run all streams. One with bad input is left out, with the error in its report; where all have it, it is raised.
+
+    Other errors are raised after all streams were brought to an end that can be played.
+    """
+    g = _for_video(g, say)
+    engine = g.engine
     check_channels(engine)
     check_tiles(engine, options)
     on_gpu(engine, options, len(pairs))
@@ -108,7 +113,9 @@ def translate(
     finally:
         if preview:
             preview.close()
-    return Summary(tuple(reports), time.monotonic() - start, g.describe(), together.batches, signal)
+    summary = Summary(tuple(reports), time.monotonic() - start, g.describe(), together.batches, signal)
+    write_json(options.stats, summary.as_dict())
+    return summary
 
 
 def flicker(
@@ -120,7 +127,10 @@ def flicker(
 ) -> FlickerFigures:
     """How much the outputs flicker where the source stands still (steady.Flicker), in levels of 255."""
     meter, given = Flicker(), stream_config(audio="none", **options)
-    translate(g, plan([str(source)], "null:", Infer(), given), given, stop=stop, progress=progress, steps=[meter])
+    pairs = plan([str(source)], "null:", Infer(), given)
+    if len(pairs) > 1:
+        raise InputError(f"{source}: {len(pairs)} videos; flicker is measured of one")
+    translate(g, pairs, given, stop=stop, progress=progress, steps=[meter])
     return meter.figures()
 
 
@@ -134,6 +144,7 @@ def _run_all(
 ) -> tuple[list[Report], int | None]:
     waiting = deque(pipelines)
     reports: dict[Pipeline, Report] = {}
+    refused: list[InputError] = []
     failures: list[BaseException] = []
 
     def stop() -> bool:
@@ -148,6 +159,9 @@ def _run_all(
             together.join()
             try:
                 reports[pipeline] = pipeline.run(stop)
+            except InputError as error:
+                refused.append(error)
+                reports[pipeline] = replace(pipeline.nothing(), interrupted=False, error=str(error))
             except BaseException as error:
                 failures.append(error)
             finally:
@@ -175,22 +189,23 @@ def _run_all(
                 break
     if failures:
         raise failures[0]
+    if len(refused) == len(pipelines):
+        raise refused[0]
     signal = getattr(asked, "signal", None)
     return [reports.get(pipeline) or pipeline.nothing() for pipeline in pipelines], signal
 
 
-def _for_video(g: Translator, say: Callable[[str], None]) -> Engine:
-    """The engine, with fixed noise where random noise was not asked for: it would flicker."""
-    engine = g.engine
-    if engine.modes.noise != "random" or g.modes_source.get("noise") == "given":
-        return engine
-    if not isinstance(engine, TorchEngine):
+def _for_video(g: Translator, say: Callable[[str], None]) -> Translator:
+    """The model, with fixed noise where random noise was not asked for: it would flicker."""
+    if g.modes.noise != "random" or g.modes_source.get("noise") == "given":
+        return g
+    if not isinstance(g.engine, TorchEngine):
         say("noise random, as recorded: the video will flicker; give --noise fixed, or build the file with it")
-        return engine
+        return g
     say(f"noise fixed instead of random ({g.modes_source['noise']}): a video would flicker; --noise random insists")
-    engine = copy.copy(engine)
+    engine = copy.copy(g.engine)
     engine.modes = replace(engine.modes, noise="fixed")
-    return engine
+    return Translator(engine, {**g.modes_source, "noise": "video"}, g.record)
 
 
 def _tiled(translate: Together, engine: Engine, options: Options) -> Callable[[Any], Any]:

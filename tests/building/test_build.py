@@ -151,9 +151,9 @@ def test_real_pairs_are_compared_on(model, tmp_path):
         ("g.engine", {**ONNX}, "ends in .onnx"),
         ("g.onnx", {**RTX}, r"ends in .engine or .plan"),
         ("g.engine", {**RTX, "size": "48"}, r"size = 48x48: .* multiples of 32"),
-        ("g.engine", {**RTX, "capabilities": "sm90"}, "does not know sm90.*--target tensorrt"),
-        ("g.engine", {**RTX, "capabilities": None}, "say which with --for"),
-        ("g.engine", {**RTX, "refit": True}, "--refit only on a GPU"),
+        ("g.engine", {**RTX, "capabilities": "sm90"}, "does not know sm90.*target = tensorrt"),
+        ("g.engine", {**RTX, "capabilities": None}, "say which: capabilities = sm75"),
+        ("g.engine", {**RTX, "refit": True}, "refit = True only on a GPU"),
         ("g.engine", {**RTX, "precision": "fp8"}, "fp8 needs sm89"),
         ("g.engine", {**RTX, "target": "tensorrt"}, "builds on the GPU"),
         ("g.onnx", {**ONNX, "timing_cache": "x"}, "belongs to engines"),
@@ -170,7 +170,7 @@ def test_bad_requests_leave_nothing(model, tmp_path, out, options, said):
 def test_an_existing_file_is_kept_unless_it_may_go(model, tmp_path):
     out = tmp_path / "g.onnx"
     out.write_text("mine")
-    with pytest.raises(InputError, match="exists: choose another name, or overwrite it"):
+    with pytest.raises(InputError, match="exists: choose another name, or overwrite = True"):
         build(model, out, precision="fp32", **ONNX)
     assert out.read_text() == "mine"
     build(model, out, precision="fp32", overwrite=True, **ONNX)
@@ -333,5 +333,5 @@ def test_infer_says_why_an_engine_does_not_run(model, tmp_path, capsys):
     assert cli.main(["infer", str(engine), str(picture), str(tmp_path / "y.png")]) == 3
     assert "sees no NVIDIA GPU (install its driver" in capsys.readouterr().err
     assert cli.main(["infer", str(model), str(picture), str(tmp_path / "y.png"), "--backend=tensorrt-rtx"]) == 3
-    assert "backend = tensorrt-rtx: torch sees no NVIDIA GPU (install its driver" in capsys.readouterr().err
+    assert "--backend tensorrt-rtx: torch sees no NVIDIA GPU (install its driver" in capsys.readouterr().err
     assert names(tmp_path) == ["g.engine", "g.engine.json", "x.png"]

@@ -120,7 +120,7 @@ def test_refused_buffers(folder, given, out, match):
 
 
 def test_a_fixed_size_is_named_with_the_way_out(folder):
-    with pytest.raises(InputError, match=r"32x32 pixels \(after padding .*takes 32x64; give that size .*--fit resize"):
+    with pytest.raises(InputError, match=r"32x32 pixels \(after padding .*takes 32x64; give that size .*fit = resize"):
         load(folder / "four.onnx")(picture(20, 20, 3))
     with pytest.raises(InputError, match=r"2 images in one call: .*takes 4"):
         OnnxEngine(folder / "four.onnx").enqueue(*(torch.zeros(2, 32, 64, 3, dtype=torch.uint8),) * 2)

@@ -105,7 +105,7 @@ def test_fits(fitted, expected, tmp_path):
 
 def test_a_size_beyond_the_limit_is_refused_before_it_is_made(tmp_path):
     make(tmp_path, {"x.png": (32, 32)})
-    with pytest.raises(InputError, match="size = 100000: 100000x100000 pixels; allowed are"):
+    with pytest.raises(InputError, match="size = 100000x100000: 10000000000 pixels; allowed are"):
         translate_files(
             translator(), [tmp_path / "x.png"], tmp_path / "y.png", PLAIN, fitted=Fitted("resize", "100000")
         )
@@ -199,15 +199,30 @@ def test_stop_ends_between_batches(photos, tmp_path):
     assert names(everything(tmp_path / "out")) == ["a.png", "b.png"]
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-def test_a_broken_image_is_named_and_those_before_it_are_written(photos, tmp_path, batch):
-    whole = (photos / "d.png").read_bytes()
-    (photos / "d.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"photos/d\.png"):
-        translate_files(translator(), [photos], tmp_path / "out", Infer(batch=batch))
-    assert names(everything(tmp_path / "out")) == ["a.png", "b.png", "c.png"]
-    for path in everything(tmp_path / "out"):
-        read_image(path)
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("broken", ["a", "d", "e"])
+def test_a_broken_image_is_left_out_and_named(photos, tmp_path, batch, broken):
+    whole = (photos / f"{broken}.png").read_bytes()
+    (photos / f"{broken}.png").write_bytes(whole[: len(whole) // 2])
+    seen = []
+    options = Infer(batch=batch)
+    summary = translate_files(translator(), [photos], tmp_path / "out", options, lambda *p: seen.append(p))
+    others = [f"{one}.png" for one in "abcde" if one != broken]
+    assert names(summary.outputs) == names(everything(tmp_path / "out")) == others
+    (problem,) = summary.broken
+    assert str(problem).startswith(f"{photos}/{broken}.png: not a readable image")
+    assert seen == [(i, 5) for i in range(1, 6)]
+    g = translator()
+    for path in summary.outputs:
+        assert abs(read_image(path).astype(int) - g(read_image(photos / path.name))).max() <= 1
+
+
+def test_images_of_which_none_can_be_read_are_named(photos, tmp_path):
+    for path in photos.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of 5 images could be read: .*/a\.png: not .*; .*/e\.png: not "):
+        translate_files(translator(), [photos], tmp_path / "out", PLAIN)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_first_image_that_is_broken_leaves_nothing(tmp_path):
@@ -232,7 +247,14 @@ def test_overwrite(photos, tmp_path):
         (["missing.png"], "out", {}, r"missing\.png: no such file or folder"),
         (["photos", "missing.png"], "out", {}, r"missing\.png: no such file or folder"),
         (["empty"], "out", {}, r"empty: no images in this folder .*empty/\*\*"),
-        (["photos/*.jpg"], "out", {}, r"photos/\*\.jpg: the pattern matches no image"),
+        (["photos/*.jpg"], "out", {}, r"photos/\*\.jpg: the pattern matches no file"),
+        (["note*"], "out", {}, r"note\*: the pattern matches no image"),
+        (
+            ["photos/a.png"],
+            "x.png",
+            {"suffix": "jpg"},
+            r"suffix = jpg: is of the files in a folder; the sink is the file",
+        ),
         (["notes.txt"], "out", {}, r"notes\.txt: not an image file; allowed are \.bmp"),
         (["photos"], "out.png", {}, r"5 source images and the file out\.png as sink"),
         (

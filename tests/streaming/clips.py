@@ -111,4 +111,4 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def command(*argv: object, **options) -> subprocess.Popen:
     """fastpix2pix in a process of its own."""
     line = [sys.executable, "-m", "fastpix2pix.cli", *map(str, argv)]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(line, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)

@@ -78,7 +78,17 @@ def test_names_in_a_folder():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.mp4", "b.mp4", "d/a.mkv", "one.png", "out/a.mp4", "full/a/0.png", "text.txt"):
+    for name in (
+        "a.mp4",
+        "b.mp4",
+        "d/a.mkv",
+        "one.png",
+        "out/a.mp4",
+        "full/a/0.png",
+        "text.txt",
+        "frames/0.png",
+        "frames/1.png",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     return tmp_path
@@ -109,9 +119,9 @@ def test_where_videos_go(folder):
         (["a.mp4"], "x.xyz", {}, {}, "a video is written as .*for a folder write x.xyz/"),
         (["a.mp4"], "x.png", {}, {}, "for the frames of a video give a folder"),
         (["a.mp4"], "D", {"suffix": "txt"}, {}, "suffix = txt"),
-        (["a.mp4"], "D", {"side_by_side": True}, {}, "side_by_side: is for images"),
-        (["a.mp4"], "D", {"direction": "AtoB"}, {}, "direction: is for images"),
-        (["one.png"], "x.mp4", {}, {}, "one.png: one image, and x.mp4 is for video"),
+        (["a.mp4"], "D", {"side_by_side": True}, {}, "side_by_side = True: is for images"),
+        (["a.mp4"], "D", {"direction": "AtoB"}, {}, "direction = AtoB: is for images"),
+        (["one.png"], "x.mp4", {}, {}, "one.png: one image, where a video is wanted"),
         (["none.mp4"], "x.mp4", {}, {}, "none.mp4: no such file"),
         (["/dev/video99"], "D", {"suffix": "xyz"}, {}, "suffix"),
         (["-", "-"], "D", {}, {}, "more than once"),
@@ -119,6 +129,14 @@ def test_where_videos_go(folder):
         (["a.mp4"], "x.mp4", {}, {"pixel_format": "rgb48le"}, "pixel_format = rgb48le: libx264 takes yuv420p"),
         (["a.mp4"], "-", {}, {"pixel_format": "yuv444p"}, "raw frames are .*rgb24"),
         (["a.mp4"], "x.mp4", {}, {"raw": "rgb24:4x4@1"}, "give - as a source"),
+        (["-"], "x.mp4", {}, {"raw": "rgb25:4x4@1"}, "FFmpeg has no pixel format rgb25"),
+        (["a.mp4"], "x.mp4", {"suffix": "png"}, {}, "suffix = png: is of the files in a folder; the sink is x.mp4"),
+        (["a.mp4"], "x.mp4", {}, {"fps": 30.0}, "fps = 30.0: is the rate of images"),
+        (["frames"], "x.mp4", {}, {"stream": 1}, "stream = 1: chooses one of a video's streams"),
+        (["a.mp4"], "null:", {}, {"codec": "libx265"}, "codec = libx265: is of video that is encoded"),
+        (["a.mp4"], "D", {"suffix": "png"}, {"quality": 3}, "quality = 3: is of video that is encoded"),
+        (["a.mp4"], "null:", {}, {"pixel_format": "rgb24"}, "pixel_format = rgb24: is of video that is written"),
+        (["a.mp4"], "-", {}, {"stats": "-"}, "stats = -: stdout has the frames; give a file"),
         (["a.mp4"], "srt://host", {}, {}, "has no SRT"),
     ],
 )
@@ -129,6 +147,12 @@ def test_refused_before_a_model_is_loaded(folder, sources, sink, infer, stream, 
     assert sorted(folder.rglob("*")) == before
 
 
+def test_raw_frames_are_not_for_a_terminal(folder, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with pytest.raises(InputError, match="stdout is a terminal"):
+        plan(["a.mp4"], "-", Infer(), Stream())
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -137,6 +161,7 @@ def test_refused_before_a_model_is_loaded(folder, sources, sink, infer, stream, 
         ({"raw": "rgb24:4x4@0"}, "rgb24:1280x720@30"),
         ({"size": "1x2x3"}, "256x512"),
         ({"fit": "stretch"}, "pad, resize, crop, tile"),
+        ({"tile": 256}, "tile = 256: side of the squares of fit = tile; fit is pad"),
         ({"steady": 1.0}, r"\[0, 1\)"),
         ({"preview": 65536}, "port"),
         ({"timeout": 0.0}, "positive"),

@@ -71,7 +71,10 @@ def test_a_decoder_that_cannot_use_the_gpu(monkeypatch, code):
 
     monkeypatch.setattr(av, "open", without)
     assert open_input("in.mp4", "video", Stream(), True, lambda: False) == ("a container", False)
-    with pytest.raises(EnvironmentFailed, match=r"hwaccel = cuda: Operation not .*; use hwaccel = auto or none"):
+    with pytest.raises(
+        EnvironmentFailed,
+        match=r"hwaccel = cuda: NVDEC could not be started \(Operation not .*\); use hwaccel = auto or none",
+    ):
         open_input("in.mp4", "video", Stream(hwaccel="cuda"), True, lambda: False)
 
 

@@ -47,7 +47,7 @@ def test_an_engine_of_one_size_refuses_others_before_anything_is_made():
     geometry = fit_into(HD, "pad", None, 256, 256, True)
     check_fixed(geometry, (720, 1280), {"size": None})
     check_fixed(geometry, (720, 1280), {"size": [768, 1280]})
-    with pytest.raises(InputError, match=r"1280x768.*this engine takes 256x256; use fit = resize.*--size 768x1280"):
+    with pytest.raises(InputError, match=r"1280x768.*this engine takes 256x256; use fit = resize.*size = 768x1280"):
         check_fixed(geometry, (720, 1280), {"size": [256, 256]})
 
 

@@ -1,9 +1,11 @@
 """Videos from file to file: what must be the same afterwards is the same."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from itertools import pairwise
@@ -23,7 +25,7 @@ from fastpix2pix.runtime.translator import Translator
 from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.sinks import FrameFolder
 from fastpix2pix.streaming.stream import Stream as Video
-from fastpix2pix.streaming.stream import translate
+from fastpix2pix.streaming.stream import flicker, translate
 from tests.streaming.clips import (
     FRAMES,
     Identity,
@@ -51,7 +53,15 @@ def test_frames_and_timestamps_are_kept(identity, tmp_path, suffix, stamps):
     found = stamps_of(tmp_path / f"out{suffix}")
     assert len(found) == FRAMES == report.frames["in"] == report.frames["out"]
     assert [round(1000 * s) for s in found] == [round(1000 * s) for s in stamps_of(source)]
-    assert report.frames == {"in": FRAMES, "out": FRAMES, "dropped": 0, "late": 0, "failed": 0, "broken": 0}
+    assert report.frames == {
+        "in": FRAMES,
+        "out": FRAMES,
+        "dropped": 0,
+        "late": 0,
+        "failed": 0,
+        "abandoned": 0,
+        "broken": 0,
+    }
     assert psnr(pictures_of(tmp_path / f"out{suffix}")[7], pictures_of(source)[7]) > 33
 
 
@@ -61,7 +71,7 @@ def test_sound_is_copied_bit_by_bit_or_left_out(identity, tmp_path):
     assert packets_of(tmp_path / "out.mp4", "audio") == packets_of(source, "audio") != []
     Video(identity, source, tmp_path / "quiet.mp4", audio="none").run()
     assert packets_of(tmp_path / "quiet.mp4", "audio") == []
-    with pytest.raises(InputError, match=r"the sound \(aac\) cannot be copied .* use .mkv, or --audio none"):
+    with pytest.raises(InputError, match=r"the sound \(aac\) cannot be copied .* use .mkv, or audio = none"):
         Video(identity, source, tmp_path / "out.webm").run()
     assert not (tmp_path / "out.webm").exists()
 
@@ -236,6 +246,60 @@ def test_recorded_random_noise_becomes_fixed(model, tmp_path, capsys):
     assert "instead" not in capsys.readouterr().err
 
 
+def test_the_figures_say_which_noise_there_was(model, tmp_path):
+    make_video(tmp_path / "in.mp4", frames=1)
+    g = load(model, noise="random")
+    g.modes_source["noise"] = "record"
+    options = Stream(stats=str(tmp_path / "stats.json"))
+    translate(g, plan([str(tmp_path / "in.mp4")], "null:", Infer(), options), options)
+    engine = json.loads((tmp_path / "stats.json").read_text())["engine"]
+    assert (engine["noise"], engine["modes_source"]["noise"]) == ("fixed", "video")
+
+
+def test_stats_of_the_python_api(identity, tmp_path):
+    Video(identity, make_video(tmp_path / "in.mp4"), "null:", stats=tmp_path / "stats.json").run()
+    assert json.loads((tmp_path / "stats.json").read_text())["frames"]["out"] == FRAMES
+
+
+def test_a_broken_image_of_a_video_is_left_out_and_its_time_kept(identity, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        Image.fromarray(scene(number)).save(tmp_path / f"in/{number}.png")
+    for number in (0, 3):
+        (tmp_path / f"in/{number}.png").write_bytes(b"broken")
+    report = Video(identity, tmp_path / "in", tmp_path / "out.mkv", fps=10).run()
+    assert [round(10 * s) for s in stamps_of(tmp_path / "out.mkv")] == [1, 2, 4]
+    assert report.frames["in"] == report.frames["out"] == 3 and report.frames["broken"] == 2
+    err = capsys.readouterr().err
+    assert [f"left out: {tmp_path}/in/{n}.png: not an image" in err for n in range(5)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    for number in (1, 2, 4):
+        (tmp_path / f"in/{number}.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match="in: none of 5 images could be read"):
+        Video(identity, tmp_path / "in", tmp_path / "none.mkv").run()
+
+
+def test_a_named_pipe_is_a_source(identity, tmp_path):
+    source = make_video(tmp_path / "in.mkv").read_bytes()
+    os.mkfifo(tmp_path / "pipe.mkv")
+    writer = threading.Thread(target=(tmp_path / "pipe.mkv").write_bytes, args=(source,))
+    writer.start()
+    report = Video(identity, tmp_path / "pipe.mkv", tmp_path / "out.mkv").run()
+    writer.join()
+    assert report.frames["out"] == FRAMES
+
+
+def test_av1_says_nothing_about_itself(identity, tmp_path, capfd):
+    source = make_video(tmp_path / "in.mp4", frames=2, tags=(6, 1))
+    Video(identity, source, tmp_path / "out.mp4", codec="libsvtav1").run()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_folder_of_images_becomes_a_video(identity, tmp_path):
     (tmp_path / "in").mkdir()
     for number in range(5):
@@ -261,6 +325,30 @@ def test_several_videos_into_a_folder_in_batches(model, tmp_path):
     assert found["batches"]["2"] >= 4  # the streams went together
     assert run("infer", model, tmp_path / "a.mp4", tmp_path / "alone.mp4") == 0
     assert psnr(pictures_of(tmp_path / "alone.mp4")[3], pictures_of(tmp_path / "out/a.mp4")[3]) > 40
+
+
+def test_of_several_videos_a_broken_one_is_left_out_and_named(model, tmp_path, capsys):
+    for name in ("a", "c"):
+        make_video(tmp_path / f"{name}.mp4", frames=8)
+    (tmp_path / "b.mp4").write_bytes(b"broken")
+    videos = tmp_path / "*.mp4"
+    assert run("infer", model, videos, tmp_path / "out/", "--stats", "-") == 4
+    out, err = capsys.readouterr()
+    assert f"left out: {tmp_path}/b.mp4: cannot be read as a video" in err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mp4", "c.mp4"]
+    assert [len(stamps_of(tmp_path / f"out/{name}.mp4")) for name in ("a", "c")] == [8, 8]
+    assert [bool(one["error"]) for one in json.loads(out)["streams"]] == [False, True, False]
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"broken")
+    assert run("infer", model, videos, tmp_path / "none/") == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_flicker_is_of_one_video(identity, tmp_path):
+    for name in ("a", "b"):
+        make_video(tmp_path / f"{name}.mp4", frames=2)
+    with pytest.raises(InputError, match="2 videos; flicker is measured of one"):
+        flicker(identity, tmp_path / "*.mp4")
 
 
 def test_stats_say_what_happened(model, tmp_path, capsys):
@@ -344,6 +432,25 @@ def test_broken_packets_are_skipped_and_counted(identity, tmp_path):
     report = Video(identity, tmp_path / "broken.ts", tmp_path / "out.mp4").run()
     assert report.frames["out"] == len(stamps_of(tmp_path / "out.mp4")) > 20
     assert report.frames["in"] == report.frames["out"]
+
+
+def test_pictures_that_the_decoder_patched_are_shown_and_counted(identity, tmp_path):
+    whole = bytearray(make_video(tmp_path / "in.mkv", frames=60).read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(whole) // 2, len(whole) - 400, 40):
+        whole[place] ^= 255
+    (tmp_path / "broken.mkv").write_bytes(whole)
+    patched = lost = 0
+    with av.open(str(tmp_path / "broken.mkv")) as opened:
+        opened.streams.video[0].thread_type = "AUTO"
+        for packet in opened.demux(video=0):
+            try:
+                patched += sum(frame.is_corrupt for frame in packet.decode())
+            except av.error.FFmpegError:
+                lost += 1
+    report = Video(identity, tmp_path / "broken.mkv", tmp_path / "out.mp4").run()
+    assert patched > 0 and report.frames["broken"] == patched + lost
+    assert report.frames["out"] == report.frames["in"] > patched
 
 
 def test_pictures_that_change_their_size_are_scaled_to_the_first(identity, tmp_path, capsys):
