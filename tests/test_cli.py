@@ -32,7 +32,7 @@ COMMANDS = [
 def pairs(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2)):
+    for split, count in (("train", 4), ("val", 2), ("test", 1)):
         (root / split).mkdir()
         for i in range(count):
             write_image(root / split / f"{i}.png", rng.integers(0, 255, (64, 128, 3), dtype=np.uint8))
@@ -103,6 +103,8 @@ def test_train_eval_infer_convert(pairs, tmp_path, capsys):
     found = json.loads(stdout)  # nothing else there
     assert set(found) >= {"l1", "psnr", "ssim", "match", "images", "modes", "per_image"}
     assert found["images"] == 2
+    assert run("eval", out, pairs, "--split=test", "--json", tmp_path / "test.json") == 0
+    assert json.loads((tmp_path / "test.json").read_text())["images"] == 1
     assert "image+off" in stderr
     assert "running+off" in stderr
     assert "best:" in stderr
