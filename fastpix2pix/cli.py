@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import time
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -14,16 +16,24 @@ from .console import say
 from .errors import EnvironmentFailed, Fastpix2pixError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+SAID_WITHIN = 10.0  # seconds
 _COMMAND = Annotated[Command, tyro.conf.arg(help="")]  # else tyro parses a file of its own for it, which takes 50 ms
 _DESCRIPTION = "Train paired image-to-image translation (pix2pix) and run it. --debug shows the traceback of an error."
 
 
-def parse(argv: list[str]) -> Any:
+def parse(argv: list[str], *, quiet: bool = False) -> Any:
     """The command of a command line. `train --resume` is read twice: the recorded options are the defaults."""
 
     def cli(**default: Any) -> Any:
-        config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
-        return tyro.cli(_COMMAND, args=argv, prog="fastpix2pix", description=_DESCRIPTION, config=config, **default)
+        return tyro.cli(
+            _COMMAND,
+            args=argv,
+            prog="fastpix2pix",
+            description=_DESCRIPTION,
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+            console_outputs=not quiet,
+            **default,
+        )
 
     command = cli()
     if isinstance(command, TrainCommand) and command.resume:
@@ -33,12 +43,24 @@ def parse(argv: list[str]) -> Any:
     return command
 
 
+def parse_once(argv: list[str]) -> Any:
+    """`parse`, for processes that torchrun starts with the same line: what is wrong with it is said by the first."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        try:
+            return parse(argv, quiet=True)
+        except (SystemExit, Fastpix2pixError) as end:
+            if getattr(end, "code", None) == 0:
+                raise
+            time.sleep(SAID_WITHIN)  # the first says it and ends; then torchrun ends this one
+    return parse(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code (README, "Exit codes")."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
-        return int(parse([a for a in argv if a != "--debug"])())
+        return int(parse_once([a for a in argv if a != "--debug"])())
     except (Fastpix2pixError, OSError, MemoryError, RuntimeError) as error:
         expected = _as_expected(error)
         if expected is None or debug:

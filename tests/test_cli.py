@@ -14,6 +14,7 @@ from PIL import Image
 from fastpix2pix import cli
 from fastpix2pix.config import Bench, Build, Data, Generator, Infer, Stream, Train, train_config
 from fastpix2pix.data.images import read_image, write_image
+from fastpix2pix.errors import InputError
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
 from fastpix2pix.training.record import recorded_config
@@ -180,6 +181,29 @@ def test_bad_input_is_one_line_and_leaves_nothing(line, code, says, pairs, model
     assert "Traceback" not in err
     assert says in " ".join(err.replace("│", " ").split())
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("line", ["--batch 0", "--batches 4", "--batch 4"])
+def test_of_processes_with_one_line_the_first_says_what_is_wrong(line, pairs, tmp_path, capsys, monkeypatch):
+    """The others wait for torchrun to end them; a process that nobody ends speaks for itself."""
+    argv, waited = ["train", str(pairs), "--out", str(tmp_path / "run"), *line.split()], []
+
+    def wait(seconds: float) -> None:
+        assert capsys.readouterr() == ("", "")
+        waited.append(seconds)
+
+    monkeypatch.setattr(cli.time, "sleep", wait)
+    ends = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        try:
+            ends.append(cli.parse_once(argv))
+        except (SystemExit, InputError) as end:
+            ends.append(str(end))
+            assert waited == [cli.SAID_WITHIN] * int(rank)
+            capsys.readouterr()
+    assert ends[0] == ends[1]
+    assert len(waited) == (line != "--batch 4")
 
 
 def test_debug_shows_the_traceback(pairs, tmp_path):
