@@ -261,7 +261,7 @@ def test_full_disk_is_exit_code_3_and_leaves_no_half_checkpoint(pairs, tmp_path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     process = start("train", pairs, "--out", tmp_path / "run", *TINY, preexec_fn=limit)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 3, err
     assert out == ""
     assert "error: cannot write" in err
@@ -280,7 +280,7 @@ def test_closed_pipe_ends_quietly(model, pairs):
     process = start("doctor", "--json", "-")
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert "Broken" not in err
 
 

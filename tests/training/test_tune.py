@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import sys
-import time
 
 import pytest
 import torch
@@ -108,7 +107,7 @@ def test_candidates_are_right_and_timed(config, site):
 def test_trials_are_judged_in_processes(config):
     """The real process, with plain kernels; the share of each is asked of it alone."""
     names = list(trials_of(sites_of(config, DEVICE, "fp32", "reference")))[:7]
-    assert verdicts(config, DEVICE, "reference", names, 2, 60) == dict.fromkeys(names, "")
+    assert verdicts(config, DEVICE, "reference", names, 2, 600) == dict.fromkeys(names, "")
 
 
 FALLS = """
@@ -119,15 +118,13 @@ for name in json.load(sys.stdin)["names"]:
         os._exit(9)
     print("is", "wrong" if name == "c" else "", flush=True)
     if name == "d":
-        import time; time.sleep(60)
+        import time; time.sleep(10**6)
 """
 
 
 def test_a_process_that_falls_or_hangs_takes_one_trial_with_it(config):
-    start = time.monotonic()
-    found = verdicts(config, DEVICE, "triton", ["a", "b", "c", "d", "e"], 1, 5, command=[sys.executable, "-c", FALLS])
+    found = verdicts(config, DEVICE, "triton", ["a", "b", "c", "d", "e"], 1, 10, command=[sys.executable, "-c", FALLS])
     assert found == {"a": "", "b": "its process ended with 9", "c": "wrong", "d": ""}
-    assert time.monotonic() - start < 20
 
 
 def test_a_process_ends_after_a_trial_that_broke_the_device(config, monkeypatch, capsys):
