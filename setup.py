@@ -124,7 +124,11 @@ def say(text):
 setup(
     packages=[*PACKAGES, *OUTSIDE, "fastpix2pix.bench.comparisons"],
     package_dir=OUTSIDE,
-    package_data={"fastpix2pix": ["*.pyi"], "fastpix2pix.streaming": ["*.html"], "fastpix2pix.bench": ["*.toml"]},
+    package_data={
+        "fastpix2pix": ["py.typed", "*.pyi"],
+        "fastpix2pix.streaming": ["*.html"],
+        "fastpix2pix.bench": ["*.toml"],
+    },
     ext_modules=[Extension("fastpix2pix._native", CORE, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

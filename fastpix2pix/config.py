@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import re
 from dataclasses import dataclass, field
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import InputError
@@ -22,6 +23,12 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Target = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Backend = Literal["auto", "torch", "triton", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 
+_SCALARS: dict[type, tuple[type | UnionType, str]] = {
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+}
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
@@ -32,13 +39,18 @@ def _check_seed(seed: int) -> None:
     _check(0 <= seed < 2**63, f"seed = {seed}: must be in [0, 2**63)")
 
 
-def _check_choices(config: Any) -> None:
-    """Refuse a value outside a field's Literal: dataclasses themselves do not look."""
+def _check_types(config: Any) -> None:
+    """Refuse a value outside a field's Literal, or no number where one is needed: dataclasses do not look."""
     for name, hint in get_type_hints(type(config)).items():
-        choices = [c for a in (hint, *get_args(hint)) for c in get_args(a) if isinstance(c, str)]
-        value = getattr(config, name)
-        if choices and isinstance(value, str) and value not in choices:
+        value, allowed = getattr(config, name), get_args(hint) or (hint,)
+        if value is None and NoneType in allowed:
+            continue
+        choices = [c for a in (hint, *allowed) for c in get_args(a) if isinstance(c, str)]
+        if choices and value not in choices:
             raise InputError(f"{name} = {value!r}: allowed are {', '.join(dict.fromkeys(choices))}")
+        for kind, (known, what) in _SCALARS.items():
+            if kind in allowed and not (isinstance(value, known) and isinstance(value, bool) == (kind is bool)):
+                raise InputError(f"{name} = {value!r}: must be {what}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ class Generator:
     up: Literal["transposed", "resize"] = "transposed"  # 4x4 transposed conv, or nearest 2x and 3x3 conv
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check(5 <= self.depth <= 12, f"depth = {self.depth}: allowed are 5 to 12 (8 is unet_256)")
         for name in ("in_channels", "out_channels", "ngf"):
             _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
@@ -76,7 +88,7 @@ class Discriminator:
     norm: Norm = "batch"  # normalisation
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check(0 <= self.n_layers <= 5, f"n_layers = {self.n_layers}: allowed are 0 (PixelGAN) to 5")
         for name in ("in_channels", "ndf"):
             _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
@@ -91,7 +103,7 @@ class Modes:
     seed: int = 0  # of the noise
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check_seed(self.seed)
 
     def __str__(self) -> str:
@@ -111,7 +123,7 @@ class Data:
     holdout: int = 0  # pairs taken out of training for validation where the data has no val folder
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check(self.crop_size >= 1, f"crop_size = {self.crop_size}: must be at least 1 pixel")
         _check(
             self.load >= self.crop_size,
@@ -168,7 +180,7 @@ class Train:
     profile: bool = False  # trace a few early steps into the run's profile/: trace, top kernels, launches and bytes
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         self.discriminator()
         _check_seed(self.seed)
         for name in ("batch", "epochs", "log_steps", "keep_checkpoints"):
@@ -252,7 +264,7 @@ class Infer:
     profile: str | None = None  # folder for a trace of a few translations of images, top kernels, launches and bytes
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check(self.batch >= 1, f"batch = {self.batch}: must be at least 1")
         _check(self.cache_gib > 0, f"cache_gib = {self.cache_gib}: must be positive")
         _check_seed(self.seed)
@@ -277,7 +289,7 @@ class Fitted:
     tile: int = 512  # side of the squares of fit = tile, pixels; they overlap by a quarter
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check(self.tile > 0, f"tile = {self.tile}: must be positive")
         _check(
             self.fit == "tile" or self.tile == Fitted.tile,
@@ -353,7 +365,7 @@ class Form:
     pixels: Literal["float", "uint8"] = "float"  # [N, C, H, W] fp32 in [-1, 1], or [N, H, W, C] 0 to 255
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check((self.height is None) == (self.width is None), f"{self.height} x {self.width}: give both sides or none")
         for name in ("batch", "height", "width"):
             value = getattr(self, name)
@@ -388,7 +400,7 @@ class Build:
     overwrite: bool = False  # replace the output if it exists
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check_seed(self.seed)
         for name in ("calibration_images", "gate_images"):
             _check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be at least 1")
@@ -432,7 +444,7 @@ class Bench:
     threads: int = 0  # of the CPU; 0: as many as torch chooses
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         unknown = [part for part in self.chosen if part not in BENCH_PARTS]
         _check(
             bool(self.chosen) and not unknown,

@@ -35,7 +35,7 @@ COMMANDS = [
 def pairs(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2)):
+    for split, count in (("train", 4), ("val", 2), ("test", 1)):
         (root / split).mkdir()
         for i in range(count):
             write_image(root / split / f"{i}.png", rng.integers(0, 255, (64, 128, 3), dtype=np.uint8))
@@ -106,6 +106,8 @@ def test_train_eval_infer_convert(pairs, tmp_path, capsys):
     found = json.loads(stdout)  # nothing else there
     assert set(found) >= {"l1", "psnr", "ssim", "match", "images", "modes", "per_image"}
     assert found["images"] == 2
+    assert run("eval", out, pairs, "--split=test", "--json", tmp_path / "test.json") == 0
+    assert json.loads((tmp_path / "test.json").read_text())["images"] == 1
     assert "image+off" in stderr
     assert "running+off" in stderr
     assert "best:" in stderr
@@ -278,7 +280,7 @@ def test_full_disk_is_exit_code_3_and_leaves_no_half_checkpoint(pairs, tmp_path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     process = start("train", pairs, "--out", tmp_path / "run", *TINY, preexec_fn=limit)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 3, err
     assert out == ""
     assert "error: cannot write" in err
@@ -297,7 +299,7 @@ def test_closed_pipe_ends_quietly(model, pairs):
     process = start("doctor", "--json", "-")
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert "Broken" not in err
 
 

@@ -75,11 +75,21 @@ def test_record_round_trip_through_json():
         ({"seed": 2**63}, "seed"),
         ({"holdout": -1}, "not be negative"),
         ({"objective": "gan+l1"}, "l1\\+gan"),
+        ({"direction": 1}, "allowed are AtoB, BtoA"),
+        ({"epochs": "3"}, "epochs = '3': must be a whole number"),
+        ({"epochs": 2.5}, "epochs = 2.5: must be a whole number"),
+        ({"load_size": True}, "load_size = True: must be a whole number"),
+        ({"lr": None}, "lr = None: must be a number"),
+        ({"flip": "no"}, "flip = 'no': must be True or False"),
     ],
 )
 def test_refusals_say_what_is_allowed(options, match):
     with pytest.raises(InputError, match=match):
         train_config(**options)
+
+
+def test_a_whole_number_is_a_number_too():
+    assert train_config(lr=1, load_size=None).lr == 1
 
 
 def test_other_refusals():

@@ -94,6 +94,8 @@ def save_pth(path: str | Path, net: Unet | PatchGAN) -> None:
 def convert(src: str | Path, dst: str | Path, overwrite: bool = False) -> str:
     """Convert a model file between junyanz .pth and .safetensors; returns a line saying what it was."""
     src, dst = Path(src), Path(dst)
+    if src.is_dir():
+        raise InputError(f"{src} is a folder; of a run, convert {src / 'best.safetensors'}")
     if (src.suffix, dst.suffix) not in ((".pth", ".safetensors"), (".safetensors", ".pth")):
         raise InputError(f"{src} -> {dst}: allowed are .pth -> .safetensors and .safetensors -> .pth")
     if dst.exists() and not overwrite:

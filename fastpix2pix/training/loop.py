@@ -52,8 +52,9 @@ class Result:
 
 
 def train(data: str | Path, out: str | Path, *, resume: bool = False, quiet: bool = False, **options: Any) -> Result:
-    """Train on the pairs in `data` and leave a run folder `out`; `options` are the fields of Train, Generator and Data.
+    """Train on the pairs in `data` and leave a run folder `out`.
 
+    `options` are those of `fastpix2pix train` by name: the fields of Train, Generator and Data (fastpix2pix.config).
     With `resume`, continues the run in `out` with its recorded options; options given replace the recorded ones.
     Raises InputError for bad data or options, EnvironmentFailed for device and disk.
     """
@@ -271,7 +272,7 @@ class _Run:
     def _restore(self) -> None:
         start = self.group.first(lambda: checkpoint.newest(self.out))
         if start is None:
-            raise InputError(f"{self.out} has no complete checkpoint to resume from; start again with another --out")
+            raise InputError(f"{self.out} has no complete checkpoint to resume from: remove it and start again")
         counters, tensors = checkpoint.restore(start, self.state)
         self.step, self.best, self.table = counters["step"], counters["best"], counters["table"]
         self.summed = counters["summed"]
@@ -291,8 +292,8 @@ class _Run:
         values: list[float] = losses.tolist()
         if not all(map(math.isfinite, values)):
             raise EnvironmentFailed(
-                f"the losses are not finite at step {self.step}; lower lr or use precision bf16 or fp32, and resume "
-                f"from the last checkpoint in {self.out}"
+                f"the losses are not finite at step {self.step}; resume from the last checkpoint in {self.out} with a "
+                "lower lr, or start again with precision bf16 or fp32"
             )
         return values
 
@@ -316,6 +317,8 @@ class _Run:
             lines.append(
                 f"{self.group.size} processes: a step takes {self.config.batch} images of each, {self.images} in all"
             )
+        if self.step >= self.total:
+            lines.append("nothing is left to do: --epochs or --max-steps is reached")
         if self.validation is None:
             lines.append("no val folder and holdout = 0: no validation, so no best.safetensors and no recorded modes")
         return lines
@@ -323,9 +326,9 @@ class _Run:
 
 def training_pairs(config: Train, data: Path) -> tuple[Sequence[Pair], Sequence[Pair]]:
     """(training pairs, validation pairs) of a data folder; without a val folder, `holdout` pairs are set aside."""
-    pairs = find_pairs(data, "train")
+    pairs, count = find_pairs(data, "train"), config.data.holdout
     if "val" in splits(data):
+        if count:
+            raise InputError(f"holdout = {count}: {data} has validation pairs of its own; leave out one of the two")
         return pairs, find_pairs(data, "val")
-    if config.data.holdout:
-        return hold_out(pairs, config.data.holdout, config.seed)
-    return pairs, []
+    return hold_out(pairs, count, config.seed) if count else (pairs, [])

@@ -100,10 +100,11 @@ def replace_options(config: Train, options: dict[str, Any]) -> Train:
 
 def check_new(run: Path) -> None:
     """Refuse a folder that holds something already."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(
-            f"{run} exists and is not an empty folder: add --resume to continue it, or choose another --out"
-        )
+    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        return
+    if (run / "config.json").exists() and not any((run / "checkpoints").glob("*")):
+        raise InputError(f"{run} is a run that ended before its first checkpoint: remove it, or choose another --out")
+    raise InputError(f"{run} exists and is not an empty folder: add --resume to continue it, or choose another --out")
 
 
 def check_same_run(run: Path, record: dict[str, Any]) -> list[str]:

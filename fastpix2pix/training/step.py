@@ -9,6 +9,7 @@ import torch
 from ..config import Train
 from ..console import Progress
 from ..errors import EnvironmentFailed
+from ..kernels.dispatch import NotSupported, choose
 from .convolution import Plans
 from .graph import eager_reasons, use_graph
 from .processes import ALONE, Group
@@ -28,6 +29,10 @@ def build_state(
     """
     use_graph(config, device, group.size)  # refuses what cannot be done before anything is built
     if resolve_step(config) == "explicit":
+        try:
+            choose("step = explicit", config.impl, torch.empty(0, device=device), [])  # likewise
+        except NotSupported as error:
+            raise EnvironmentFailed(str(error)) from None
         from .explicit_step import ExplicitStep
         from .plans import static_plans
         from .stages import How

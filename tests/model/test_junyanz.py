@@ -301,6 +301,8 @@ def test_convert_describes_and_refuses(tmp_path):
             convert(tmp_path / src, tmp_path / dst)
     with pytest.raises(InputError, match=r"none\.pth: no such file"):
         convert(tmp_path / "none.pth", tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"is a folder; of a run, convert .*best\.safetensors"):
+        convert(tmp_path, tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(

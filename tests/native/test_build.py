@@ -163,7 +163,9 @@ def test_the_extension_lists_all_of_its_files(build: dict[str, Any]) -> None:
 
 
 def test_the_wheel_has_the_types(build: dict[str, Any]) -> None:
-    assert "*.pyi" in build["given"]["package_data"]["fastpix2pix"]
+    """PEP 561: without the marker type checkers ignore annotations and stubs."""
+    assert (ROOT / "fastpix2pix" / "py.typed").is_file()
+    assert {"py.typed", "*.pyi"} <= set(build["given"]["package_data"]["fastpix2pix"])
 
 
 def test_clang_format() -> None:

@@ -9,6 +9,8 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpix2pix.config import train_config
+from fastpix2pix.errors import EnvironmentFailed
+from fastpix2pix.kernels import dispatch
 from fastpix2pix.training import checkpoint
 from fastpix2pix.training.arena import ALIGN, Arena
 from fastpix2pix.training.explicit_step import ExplicitStep
@@ -52,6 +54,15 @@ def batches(config, count: int) -> list[tuple[Tensor, Tensor]]:
 def rounding_noise(net: Module) -> float:
     """What is computed for a gradient that is zero, as that of a bias in front of an instance normalisation."""
     return 4e-6 * max(p.grad.abs().max().item() for p in net.parameters())
+
+
+def test_kernels_that_cannot_run_are_refused_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr(dispatch, "interpreted", False)
+    with pytest.raises(EnvironmentFailed, match=r"impl = triton cannot run: .*; use impl = auto or reference"):
+        make(impl="triton")
+    monkeypatch.setenv("FASTPIX2PIX_IMPL", "cuda")
+    with pytest.raises(EnvironmentFailed, match="FASTPIX2PIX_IMPL = 'cuda'"):
+        make(impl="auto")
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)

@@ -172,10 +172,12 @@ def test_time_limit_ends_with_validation_and_checkpoint(tmp_path, pairs, small):
     assert int(checkpoint.newest(tmp_path / "run").name) == result.step
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path, pairs, small):
+def test_resuming_a_finished_run_changes_nothing_and_says_so(tmp_path, pairs, small, capsys):
     first = train(pairs, tmp_path / "run", **small, epochs=2, quiet=True)
     before = (tmp_path / "run" / "best.safetensors").stat().st_mtime_ns
-    again = train(pairs, tmp_path / "run", resume=True, quiet=True)
+    capsys.readouterr()
+    again = train(pairs, tmp_path / "run", resume=True)
+    assert "nothing is left to do" in capsys.readouterr().err
     assert (again.step, again.best, again.validation) == (first.step, first.best, first.validation)
     assert (tmp_path / "run" / "best.safetensors").stat().st_mtime_ns == before
 
@@ -206,6 +208,11 @@ def test_without_validation_pairs_the_newest_checkpoint_is_the_model(tmp_path, p
 def test_holdout_takes_pairs_out_of_training(tmp_path, pairs, small):
     train(pairs / "train", tmp_path / "run", **small, epochs=1, holdout=2, quiet=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["pairs"] == 3
+
+
+def test_holdout_beside_a_val_folder_is_refused(tmp_path, pairs, small):
+    with pytest.raises(InputError, match=r"holdout = 2: .* has validation pairs of its own"):
+        train(pairs, tmp_path / "run", **small, holdout=2, quiet=True)
 
 
 def test_refuses_an_existing_run_and_leaves_it_alone(tmp_path, pairs, small):
@@ -251,8 +258,11 @@ def test_resume_refuses_other_pairs_and_other_folders(tmp_path, pairs, small):
 def test_exploding_run_stops_and_keeps_no_broken_weights(tmp_path, pairs, small):
     with pytest.raises(EnvironmentFailed, match="not finite"):
         train(pairs, tmp_path / "run", **small, epochs=50, lr=1e30, quiet=True)
-    newest = checkpoint.newest(tmp_path / "run")
-    assert newest is None
+    assert checkpoint.newest(tmp_path / "run") is None
+    with pytest.raises(InputError, match="ended before its first checkpoint: remove it"):
+        train(pairs, tmp_path / "run", **small, quiet=True)
+    with pytest.raises(InputError, match="no complete checkpoint to resume from: remove it"):
+        train(pairs, tmp_path / "run", resume=True, quiet=True)
 
 
 def test_file_in_the_way_of_the_run_folder_is_named(tmp_path, pairs, small):

@@ -35,6 +35,7 @@ from tests.training.process_worker import LR, batches
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
+LONGEST = 300.0  # seconds that a slow machine may take; what hangs is ended then
 STEP = {"depth": 5, "ngf": 4, "ndf": 4, "crop_size": 32, "n_layers": 1}
 
 
@@ -71,7 +72,7 @@ class Two:
 
     def end(self) -> list:
         """The answers; an error where one of them hangs."""
-        alarm = threading.Timer(300, self.close)
+        alarm = threading.Timer(LONGEST, self.close)
         alarm.start()
         try:
             return [json.loads(process.stdout.readline()) for process in self.processes]
@@ -126,7 +127,7 @@ def test_error_in_one_process_ends_both_and_is_told_once(tmp_path, two, pairs, s
         (data / path.name).write_bytes(path.read_bytes())
     (data / "3.png").write_bytes((data / "3.png").read_bytes()[:100])
     options = small | {"data": str(data), "out": str(tmp_path / "run"), "batch": 1, "check_data": False}
-    answers = two("train", options)  # which gives up where one of them hangs
+    answers = two("train", options)
     (told,) = [answer for answer in answers if answer["error"] != "SystemExit"]
     assert told["error"] == "InputError"
     assert "3.png" in told["text"]
@@ -302,7 +303,7 @@ def has_metrics(run: Path) -> bool:
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + LONGEST
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -321,7 +322,7 @@ def test_ctrl_c_to_torchrun_leaves_a_complete_checkpoint(tmp_path, pairs, small)
     torchrun = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: torchrun.poll() is not None or has_metrics(run))
     torchrun.send_signal(signal.SIGINT)
-    _, said = torchrun.communicate(timeout=300)
+    _, said = torchrun.communicate(timeout=LONGEST)
     assert torchrun.returncode == 1, said
     assert len(re.findall(r"^SIGINT at step \d+ after", said, re.MULTILINE)) == 1, said
     assert said.count("2 processes: a step takes 2 images of each, 4 in all") == 1

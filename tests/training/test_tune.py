@@ -133,15 +133,13 @@ for name in json.load(sys.stdin)["names"]:
         os._exit(9)
     print("is", {"a": "out of memory", "c": "wrong"}.get(name, ""), flush=True)
     if name == "d":
-        import time; time.sleep(60)
+        import time; time.sleep(10**6)
 """
 
 
 def test_a_process_that_falls_or_hangs_takes_one_trial_with_it(config):
-    start = time.monotonic()
-    found = verdicts(config, DEVICE, "triton", ["a", "b", "c", "d", "e"], 1, 5, command=[sys.executable, "-c", FALLS])
+    found = verdicts(config, DEVICE, "triton", ["a", "b", "c", "d", "e"], 1, 10, command=[sys.executable, "-c", FALLS])
     assert found == {"b": "its process ended with 9", "c": "wrong", "d": ""}
-    assert time.monotonic() - start < 20
 
 
 def test_an_interrupt_ends_the_processes(config, tmp_path):
