@@ -44,7 +44,7 @@ from fastpix2pix.kernels import adam, conv_wgrad
 
 folder = sys.argv[1]
 def check(name, *options):
-    return main(["--device", "cpu", "--small", "--out", f"{folder}/{name}.json", *options])
+    return main(["--device", "cpu", "--small", "--out", f"{folder}/{name}.json", "--budget", "3000", *options])
 
 codes = {"good": check("good"), "late": check("late", "--budget", "0")}
 right = adam._adam_triton
