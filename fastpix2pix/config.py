@@ -165,6 +165,8 @@ class Train:
     graph: Literal["auto", "on", "off"] = "auto"  # the explicit step as one CUDA graph; auto: where that can be done
     convolutions: Literal["auto", "library", "own"] = "auto"  # of the explicit step: cuDNN, own kernels, or as measured
     tune_minutes: float = 2.0  # wall time that convolutions = auto may measure a GPU for, once; 0: only what is known
+    init: str | None = None  # model whose generator to start from: run folder, .safetensors or .pth; default: random
+    init_discriminator: str | None = None  # likewise the discriminator, of a run's newest checkpoint or a file
     seed: int = 0  # of weights, dropout, order and jitter
     deterministic: bool = False  # ask torch for deterministic algorithms (slower on a GPU; the CPU always is)
     max_steps: int = 0  # stop after this many steps; 0 = no limit
@@ -202,6 +204,10 @@ class Train:
         _check(
             0 <= self.decay <= self.epochs,
             f"decay_epochs = {self.decay_epochs}: must be between 0 and epochs = {self.epochs}",
+        )
+        _check(
+            self.adversarial or self.init_discriminator is None,
+            f"init_discriminator = {self.init_discriminator}: objective = {self.objective} has no discriminator",
         )
         _check(
             self.graph != "on" or self.step == "explicit",

@@ -8,8 +8,9 @@ from typing import Any, Literal, cast
 
 from ..errors import InputError
 from .junyanz import load_pth
+from .patchgan import PatchGAN
 from .unet import Unet
-from .weights import load_network
+from .weights import Kind, load_network
 
 
 def load_generator(path: str | Path, which: Literal["best", "latest"] = "best") -> tuple[Unet, dict[str, Any]]:
@@ -21,26 +22,35 @@ def load_generator(path: str | Path, which: Literal["best", "latest"] = "best") 
     path = Path(path)
     if which not in ("best", "latest"):
         raise InputError(f"which = {which!r}: allowed are best, latest")
+    best = path / "best.safetensors"
+    return cast(tuple[Unet, dict[str, Any]], _load(best if which == "best" and best.is_file() else path, "generator"))
+
+
+def load_discriminator(path: str | Path) -> tuple[PatchGAN, dict[str, Any]]:
+    """The discriminator of a run folder's newest checkpoint, of a .safetensors file or of a junyanz .pth, likewise."""
+    return cast(tuple[PatchGAN, dict[str, Any]], _load(Path(path), "discriminator"))
+
+
+def _load(path: Path, kind: Kind) -> tuple[Unet | PatchGAN, dict[str, Any]]:
     if path.is_dir():
-        path = _of_run(path, which)
+        path = _of_newest_checkpoint(path, kind)
     if not path.is_file():
         raise InputError(f"{path}: no such file; a model is a run folder, a .safetensors file or a junyanz .pth")
     if path.suffix == ".pth":
         net = load_pth(path)
-        if not isinstance(net, Unet):
-            raise InputError(f"{path} is a discriminator; a generator is wanted here")
-        return net, {"network": "generator", "architecture": dataclasses.asdict(net.config)}
+        found = "generator" if isinstance(net, Unet) else "discriminator"
+        if found != kind:
+            raise InputError(f"{path} is a {found}; a {kind} is wanted here")
+        return net, {"network": kind, "architecture": dataclasses.asdict(net.config)}
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: unknown kind of model; allowed are a run folder, .safetensors and junyanz .pth")
-    return cast(tuple[Unet, dict[str, Any]], load_network(path, "generator"))
+    return load_network(path, kind)
 
 
-def _of_run(run: Path, which: str) -> Path:
-    best = run / "best.safetensors"
-    if which == "best" and best.is_file():
-        return best
+def _of_newest_checkpoint(run: Path, kind: Kind) -> Path:
     # unfinished checkpoints have other names than numbers
-    found = [p for p in run.glob("checkpoints/*/generator.safetensors") if p.parent.name.isdecimal()]
+    found = [p for p in run.glob(f"checkpoints/*/{kind}.safetensors") if p.parent.name.isdecimal()]
     if not found:
-        raise InputError(f"{run}: no best.safetensors and no finished checkpoint in this folder; is it a run folder?")
+        best = "no best.safetensors and " if kind == "generator" else ""
+        raise InputError(f"{run}: {best}no finished checkpoint with a {kind} in this folder; is it a run folder?")
     return max(found, key=lambda p: int(p.parent.name))

@@ -183,9 +183,8 @@ class ExplicitStep(State):
     def load_tensors(self, tensors: dict[str, Tensor], number: int) -> None:
         for name, updates in self.updates.items():
             updates.copy_(tensors[f"updates/{name}"])
+        self.weights_replaced()
         for name, arena in self._arenas():
-            arena.check_addresses()
-            arena.refresh()
             for key, moments in arena.moments.items():
                 for moment, into in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
                     into.copy_(tensors[f"{name}/{key}/{moment}"])
@@ -196,6 +195,11 @@ class ExplicitStep(State):
             self.scale.copy_(tensors["scale"])
             self.growth.copy_(tensors["growth"])
         self.counters.copy_(torch.tensor(self._counted(number)))
+
+    def weights_replaced(self) -> None:
+        for _, arena in self._arenas():
+            arena.check_addresses()
+            arena.refresh()
 
     def _counted(self, number: int) -> list[int]:
         """The counters before step `number`; of every step's images, each process takes its slice."""

@@ -30,6 +30,7 @@ from ..profiling import Profile, named_blocks
 from . import checkpoint, record, report, schedule
 from .clock import Clock
 from .processes import Agreement, Group, joined
+from .start import start_from_models
 from .state import LOSSES, State
 from .step import build_state, choose_convolutions, describe_step
 from .validation import Validation, best_modes, better
@@ -59,6 +60,7 @@ def train(data: str | Path, out: str | Path, *, resume: bool = False, quiet: boo
     Raises InputError for bad data or options, EnvironmentFailed for device and disk.
     """
     base = record.recorded_config(Path(out)) if resume else train_config()
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     return run(record.replace_options(base, options), data, out, resume=resume, quiet=quiet)
 
 
@@ -100,6 +102,8 @@ class _Run:
         self.summed = 0  # steps in them
         if resume:
             self._restore()
+        else:
+            self.notes += start_from_models(self.state, config)
         self.total = schedule.total_steps(config, len(self.pairs), group.size)
 
     def _checked(self, resume: bool, pairs: Sequence[Pair]) -> list[str]:

@@ -85,6 +85,9 @@ class ModuleStep(State):
             scale, growth = tensors["scaler"].tolist()
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
 
+    def weights_replaced(self) -> None:
+        """Nothing is: the modules compute with the weights themselves."""
+
     def _adam(self, net: nn.Module) -> torch.optim.Adam:
         betas = self.config.beta1, self.config.beta2
         return torch.optim.Adam(net.parameters(), lr=self.config.lr, betas=betas, fused=True)

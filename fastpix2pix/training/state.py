@@ -66,6 +66,10 @@ class State(ABC):
     def load_tensors(self, tensors: dict[str, Tensor], number: int) -> None:
         """Take over what `tensors` gave after `number` steps; the weights are loaded. KeyError: not all is there."""
 
+    @abstractmethod
+    def weights_replaced(self) -> None:
+        """To be called after the networks' weights were written in place: what is derived from them is made anew."""
+
     def update_average(self) -> None:
         """average = ema * average + (1 - ema) * generator; running statistics are the generator's."""
         if self.average is None:
