@@ -66,10 +66,8 @@ def _accelerator(stays: bool, device: str) -> HWAccel:
 
 
 def _no_hardware(error: Exception) -> bool:
-    """Whether PyAV says that it cannot decode with CUDA: no device, none it may use, or no decoder for this codec."""
-    if isinstance(error, OSError):
-        return error.errno in _NO_CUDA
-    return isinstance(error, NotImplementedError)  # PyAV's own, "No supported hardware config for" a codec
+    """Whether FFmpeg says that it cannot decode with CUDA: no device, or none it may use."""
+    return isinstance(error, OSError) and error.errno in _NO_CUDA
 
 
 def _open(address: str, kind: Kind, options: Stream, hwaccel: HWAccel | None, stop: Callable[[], bool]) -> Any:

@@ -177,6 +177,12 @@ class FFmpegSource:
             self._video = found[0]
         if self._video.codec_context is None:
             raise InputError(f"{self.name}: PyAV's FFmpeg has no decoder for stream {self._video.index}")
+        if self._hwaccel and not self._video.codec_context.is_hwaccel:  # PyAV decodes such a stream on the CPU, unsaid
+            what = f"NVDEC does not decode {self._video.codec_context.name}"
+            if self._options.hwaccel == "cuda":
+                raise EnvironmentFailed(f"hwaccel = cuda: {what}; use hwaccel = auto or none")
+            say(f"decoding on the CPU: {what}")
+            self._hwaccel = False
         self._video.thread_type = "SLICE" if self.live or self._options.live else "AUTO"  # frame threads add latency
         audio = self._container.streams.audio if self._options.audio == "all" else ()
         self._sound = tuple(one for one in audio if one.codec_context and one.codec_context.sample_rate)  # with content

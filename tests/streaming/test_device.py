@@ -18,6 +18,7 @@ from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.streaming.device import DeviceNetwork
 from fastpix2pix.streaming.opening import _accelerator, open_input
 from fastpix2pix.streaming.plan import plan
+from fastpix2pix.streaming.sources import source_of
 from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import make_video
 
@@ -76,6 +77,18 @@ def test_a_decoder_that_cannot_use_the_gpu(monkeypatch, code):
         match=r"hwaccel = cuda: NVDEC could not be started \(Operation not .*\); use hwaccel = auto or none",
     ):
         open_input("in.mp4", "video", Stream(hwaccel="cuda"), True, lambda: False)
+
+
+def test_a_codec_that_no_gpu_decodes_is_refused_or_said(tmp_path, capsys):
+    path = str(make_video(tmp_path / "in.nut", frames=2, codec="rawvideo", pixels="rgb24"))
+    source = source_of(path, Stream(hwaccel="cuda"))
+    with pytest.raises(EnvironmentFailed, match=r"hwaccel = cuda: NVDEC does not decode rawvideo; use hwaccel = auto"):
+        source.open(lambda: False)
+    source.close()
+    source = source_of(path, Stream(), "cuda")
+    source.open(lambda: False)
+    source.close()
+    assert "decoding on the CPU: NVDEC does not decode rawvideo" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
