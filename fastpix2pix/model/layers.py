@@ -128,8 +128,15 @@ class ResizeConv(nn.Conv2d):
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def in_format_of(weight: Tensor, x: Tensor) -> Tensor:
+    """x in the weight's memory format; of a weight that is in both, 1x1 or of one channel, x keeps its own."""
+    if not weight.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous()
+    return x if weight.is_contiguous() else x.contiguous(memory_format=torch.channels_last)
+
+
 class Block(nn.Module):
-    """Convolution, normalisation and, where `dropout` gives the block's number, dropout."""
+    """Convolution in its weight's memory format, normalisation and, where `dropout` gives the block's number, dropout."""
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, norm: Norm = "none", dropout: int | None = None) -> None:
         super().__init__()
@@ -143,7 +150,7 @@ class Block(nn.Module):
         modes: Modes = MODULE_RULE,
         first: int = 0,
     ) -> Tensor:
-        x = self.conv(x)
+        x = self.conv(in_format_of(self.conv.weight, x))
         if modes.norm_stats == "image" and isinstance(self.norm, _BatchNorm):
             x = image_norm(x, self.norm.weight, self.norm.bias, self.norm.eps)
         else:

@@ -17,12 +17,17 @@ from .losses import gan_loss, seen_by_discriminator
 from .processes import ALONE, Group, through_one
 from .state import COMPUTE, State
 
+LARGE = 2**20  # numbers of a weight: more are laid out by large_weights_nchw
+
 
 class ModuleStep(State):
     """Networks as modules under autocast, gradients by autograd, one fused torch.optim.Adam each."""
 
     def __init__(self, config: Train, device: torch.device, group: Group = ALONE) -> None:
         super().__init__(config, device, group)
+        if device.type == "cpu":
+            for net in filter(None, (self.generator, self.discriminator, self.average)):
+                large_weights_nchw(net)
         self.adam_g = self._adam(self.generator)
         self.adam_d = self._adam(self.discriminator) if self.discriminator else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -111,6 +116,18 @@ class ModuleStep(State):
         half = self.precision != "fp32"
         dtype = COMPUTE[self.precision] if half else torch.bfloat16
         return torch.autocast(self.device.type, dtype=dtype, enabled=half)
+
+
+def large_weights_nchw(net: nn.Module) -> None:
+    """For a CPU: the convolutions with large weights in NCHW, in place; the others stay channels-last.
+
+    oneDNN gives every weight's gradient in NCHW, and autograd copies it into the weight's own format. Of a large weight,
+    which belongs to a small map, that copy costs more than channels-last saves: unet_256's inner layers take 1.1 to 2.5
+    times as long with it (AVX2 and AVX-512, 1 and 2 threads).
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.numel() > LARGE:
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 @contextmanager

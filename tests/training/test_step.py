@@ -83,6 +83,31 @@ def test_losses_and_updates_of_every_ablation(objective, kind):
         assert {b.item() for n, b in state.discriminator.named_buffers() if "tracked" in n} == {3}
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_large_weights_in_nchw_change_no_number(monkeypatch, ema):
+    options = {"objective": "l1+cgan", "norm": "batch", "ema": ema}
+    config, plain, x, y = make(**options)
+    monkeypatch.setattr("fastpix2pix.training.module_step.LARGE", 2000)
+    _, mixed, _, _ = make(**options)
+    nets = [(plain.generator, mixed.generator), (plain.discriminator, mixed.discriminator), (plain.model, mixed.model)]
+    for _, net in nets:
+        formats = {
+            conv.weight.is_contiguous()
+            for conv in net.modules()
+            if isinstance(conv, nn.Conv2d) and conv.weight.shape[1] > 1
+        }
+        assert formats == {True, False}
+
+    for number in range(3):
+        losses = [state.step(x, y, number, config.lr) for state in (plain, mixed)]
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+    for net in (mixed.generator, mixed.discriminator):
+        assert all(p.grad.stride() == p.stride() for p in net.parameters())
+    for one, other in nets:
+        for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+            torch.testing.assert_close(b, a, rtol=0, atol=3 * config.lr, msg=name)
+
+
 def assert_parameters_agree(net: nn.Module, expected: nn.Module, gradients: dict[str, Tensor]) -> None:
     """Adam divides a gradient by its own size: where it is rounding noise, the first update is noise of size lr."""
     compared = 0
