@@ -48,8 +48,8 @@ def cost(options: dict[str, Any], batch: int) -> Cost:
     """One step of the paper's networks at 256x256."""
     config = train_config(**options, batch=batch, device="cpu")
     state = build_state(config, torch.device("cpu"))  # real parameters, which fake operations see as fake
-    for net in (state.generator, state.discriminator):
-        net.to(memory_format=torch.channels_last)  # all of it, as on a GPU
+    for net in filter(None, (state.generator, state.discriminator)):
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # all of it, as on a GPU
     with FakeTensorMode(allow_non_fake_inputs=True), recorded(run=False) as tape:
         x, y = (torch.empty(batch, 3, 256, 256).to(memory_format=torch.channels_last) for _ in range(2))
         state.step(x, y, 0, 2e-4)  # the optimiser makes its moments here

@@ -136,7 +136,7 @@ def in_format_of(weight: Tensor, x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Convolution in its weight's memory format, normalisation and, where `dropout` gives the block's number, dropout."""
+    """Convolution (in its weight's memory format), normalisation and, where `dropout` is its number, dropout."""
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, norm: Norm = "none", dropout: int | None = None) -> None:
         super().__init__()

@@ -26,18 +26,18 @@ class Tiles:
 
     def __call__(
         self,
-        picture: Tensor,  # [1, C, H, W] float32 in [-1, 1]
-    ) -> Tensor:
-        height, width = picture.shape[-2:]
+        pictures: Tensor,  # [N, C, H, W] float32 in [-1, 1]
+    ) -> Tensor:  # [N, C', H, W] on the CPU
+        height, width = pictures.shape[-2:]
         tall, wide = min(self._side, height), min(self._side, width)
         weight = _ramp(tall)[:, None] * _ramp(wide)
         blended, weights = None, torch.zeros(height, width)
         for top in _starts(height, tall):
             for left in _starts(width, wide):
                 here = (..., slice(top, top + tall), slice(left, left + wide))
-                output = self._translate(picture[here].contiguous(memory_format=torch.channels_last)).cpu()
+                output = self._translate(pictures[here].contiguous(memory_format=torch.channels_last)).cpu()
                 if blended is None:
-                    blended = output.new_zeros(1, output.shape[1], height, width)
+                    blended = output.new_zeros(len(output), output.shape[1], height, width)
                 blended[here] += output * weight
                 weights[here] += weight
         assert blended is not None
@@ -58,13 +58,10 @@ class TiledEngine:
         batch: Tensor,  # [N, in_channels, H, W] float32 in [-1, 1]
         first: int = 0,  # running number of the first image
     ) -> Tensor:  # [N, out_channels, H, W] float32, on the CPU
-        def one(number: int) -> Tensor:
-            def translate(tile: Tensor) -> Tensor:
-                return self._engine.translate(tile.to(self._engine.device), first + number)
+        def translate(tiles: Tensor) -> Tensor:
+            return self._engine.translate(tiles.to(self._engine.device), first)
 
-            return Tiles(translate, self._side)(batch[number : number + 1])
-
-        return torch.cat([one(number) for number in range(len(batch))])
+        return Tiles(translate, self._side)(batch)
 
 
 def check_tiles(engine: Engine, options: Fitted) -> None:

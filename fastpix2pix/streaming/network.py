@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..runtime.engine import Engine
 from .timing import Timing
+from .together import Together
 
 _LUMA = (0.299, 0.587, 0.114)  # BT.601, as image files become gray
 Step = Callable[[Tensor, Tensor], Tensor]  # (input, output) -> output, for one picture after the other
@@ -33,31 +35,29 @@ class Batches:
 
 
 class Network:
-    """`network(input, output)` for a frame runtime on the CPU; `translate` and `steps` see [1, C, H, W]."""
+    """`network(input, output)` for a frame runtime on the CPU; `steps` see [1, C, H, W]."""
 
-    def __init__(
-        self,
-        translate: Callable[[Tensor], Tensor],
-        in_channels: int,
-        steps: Sequence[Step] = (),
-    ) -> None:
+    def __init__(self, together: Together, in_channels: int, steps: Sequence[Step] = ()) -> None:
         self.timing = Timing()
-        self._translate, self._gray, self._steps = translate, in_channels == 1, tuple(steps)
-        self._weights = torch.tensor(_LUMA)
+        self._together, self._gray, self._steps = together, in_channels == 1, tuple(steps)
+        self._weights = torch.tensor(_LUMA)[:, None, None]
 
     def __call__(
         self,
         input: NDArray[np.float32],  # [H, W, 3] in [-1, 1]
         output: NDArray[np.float32],  # [H, W, 3], written
     ) -> None:
-        with self.timing(), torch.no_grad():
-            x = torch.from_numpy(input).permute(2, 0, 1)[None]  # channels-last as it lies
-            if self._gray:
-                x = (x * self._weights[:, None, None]).sum(1, keepdim=True)
-            y = self._translate(x)
-            for step in self._steps:
-                y = step(x, y)
-            torch.from_numpy(output).copy_(y[0].permute(1, 2, 0))  # one channel goes into all three
+        with self.timing():
+            self._together(input.shape, partial(self._before, input), partial(self._after, output))
+
+    def _before(self, input: NDArray[np.float32]) -> Tensor:
+        x = torch.from_numpy(input).permute(2, 0, 1)[None]  # channels-last as it lies
+        return (x * self._weights).sum(1, keepdim=True) if self._gray else x
+
+    def _after(self, output: NDArray[np.float32], x: Tensor, y: Tensor) -> None:
+        for step in self._steps:
+            y = step(x, y)
+        torch.from_numpy(output).copy_(y[0].permute(1, 2, 0))  # one channel goes into all three
 
 
 def check_channels(engine: Engine) -> None:

@@ -16,8 +16,9 @@ from ..config import Stream as Options
 from ..console import say, write_json
 from ..errors import InputError
 from ..interrupt import Interrupt
-from ..runtime.engine import Engine, TorchEngine
-from ..runtime.tiles import Tiles, check_tiles
+from ..openmp import release_team
+from ..runtime.engine import TorchEngine
+from ..runtime.tiles import TiledEngine, check_tiles
 from ..runtime.translator import Translator
 from . import pyav  # noqa: F401
 from .address import shown, source_kind
@@ -91,10 +92,11 @@ def translate(
     check_channels(engine)
     check_tiles(engine, options)
     on_gpu(engine, options, len(pairs))
-    together = Together(Batches(engine), batch)
+    tiled = TiledEngine(engine, options.tile) if options.fit == "tile" else engine
+    together = Together(Batches(tiled), batch)
     panes, pipelines = [], []
     for source, sink in pairs:
-        network = Network(_tiled(together, engine, options), engine.in_channels, [*_steps(options), *steps])
+        network = Network(together, engine.in_channels, [*_steps(options), *steps])
         pane = Pane(f"{shown(source)} → {shown(sink)}")
         given = source_of(source, options, str(engine.device))
         size = int(g.record.get("size") or 256)
@@ -107,10 +109,12 @@ def translate(
         say(f"preview: {preview.url}")
     endless = options.live or any(source_kind(source) in ("camera", "url", "pipe") for source, _ in pairs)
     at_once = len(pairs) if endless else min(len(pairs), max(2, batch))
+    release_team()  # this thread only waits from here on
     start = time.monotonic()
     try:
         reports, signal = _run_all(pipelines, together, at_once, stop or (lambda: False), progress, say)
     finally:
+        together.close()
         if preview:
             preview.close()
     summary = Summary(tuple(reports), time.monotonic() - start, g.describe(), together.batches, signal)
@@ -206,10 +210,6 @@ def _for_video(g: Translator, say: Callable[[str], None]) -> Translator:
     engine = copy.copy(g.engine)
     engine.modes = replace(engine.modes, noise="fixed")
     return Translator(engine, {**g.modes_source, "noise": "video"}, g.record)
-
-
-def _tiled(translate: Together, engine: Engine, options: Options) -> Callable[[Any], Any]:
-    return Tiles(translate, options.tile) if options.fit == "tile" else translate
 
 
 def _steps(options: Options) -> list[Step]:

@@ -121,9 +121,9 @@ class ModuleStep(State):
 def large_weights_nchw(net: nn.Module) -> None:
     """For a CPU: the convolutions with large weights in NCHW, in place; the others stay channels-last.
 
-    oneDNN gives every weight's gradient in NCHW, and autograd copies it into the weight's own format. Of a large weight,
-    which belongs to a small map, that copy costs more than channels-last saves: unet_256's inner layers take 1.1 to 2.5
-    times as long with it (AVX2 and AVX-512, 1 and 2 threads).
+    oneDNN gives every weight's gradient in NCHW, and autograd copies it into the weight's own format. Of a large
+    weight that copy costs more than channels-last saves: with it, unet_256's inner layers take 1.1 to 2.5 times as long
+    (AVX2 and AVX-512, 1 and 2 threads).
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.numel() > LARGE:

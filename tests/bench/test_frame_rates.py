@@ -10,6 +10,7 @@ from bench.report import Mismatch, Report, Skipped
 from fastpix2pix.runtime.engine import TorchEngine
 from fastpix2pix.runtime.native import FrameRuntime, InputSpec, OutputSpec
 from fastpix2pix.streaming.network import Network
+from fastpix2pix.streaming.together import Together
 
 AT = setting(torch.device("cpu"), True)
 
@@ -43,12 +44,14 @@ def test_what_frames_are_compared_with_is_what_the_runtime_makes_of_them():
     source = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     wanted = frame_rates._translated(engine, source, network)
     assert wanted.std() > 5, "not gray"
+    together = Together(engine.translate, 1)
     runtime = FrameRuntime(
         InputSpec("rgb", size, network, layout="nhwc", place=(0, 0, *size)),
         OutputSpec("rgb", size, network, layout="nhwc", region=(0, 0, *size)),
-        Network(engine.translate, 3),
+        Network(together, 3),
     )
     assert frame_rates._compare(runtime, source, np.empty_like(source), wanted, 1) <= 1
+    together.close()
 
 
 def test_where_a_test_hangs_is_told(tmp_path, monkeypatch):

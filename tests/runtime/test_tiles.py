@@ -17,7 +17,7 @@ RUNNING = Modes(norm_stats="running")
 
 
 def test_tiles_blend_to_the_whole_and_cover_it():
-    picture = torch.randn(1, 3, 160, 224)
+    picture = torch.randn(2, 3, 160, 224)
     calls = []
 
     def translate(tile: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from fastpix2pix.streaming.timeline import Timeline
 from fastpix2pix.streaming.timing import Timing
 from fastpix2pix.streaming.together import Together
 
+LONGEST = 300.0  # seconds
 HD, WHOLE, SQUARE = (720, 1280), (0, 0, 720, 1280), (0, 0, 256, 256)
 
 
@@ -119,13 +121,36 @@ def test_timestamps_only_rise_and_go_on_after_a_restart():
     assert sound.pts == sound.dts == 8 - 6400 * 8
 
 
-def run_together(together: Together, pictures: list[torch.Tensor]) -> list:
+@pytest.fixture
+def together():
+    """`together(translate, most)`, closed in the end."""
+    made: list[Together] = []
+
+    def make(translate: Callable, most: int) -> Together:
+        made.append(Together(translate, most))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def through(together: Together, picture: torch.Tensor) -> torch.Tensor:
+    """The output of a picture."""
+    outputs: list[torch.Tensor] = []
+    together(picture.shape, lambda: picture, lambda x, y: outputs.append(y))
+    (output,) = outputs
+    return output
+
+
+def of_several_streams(together: Together, pictures: list[torch.Tensor]) -> list:
+    """What becomes of a picture each: an output, or an error."""
     results: list = [None] * len(pictures)
 
     def one(i: int) -> None:
         try:
-            results[i] = together(pictures[i])
-        except ValueError as error:
+            results[i] = through(together, pictures[i])
+        except (ValueError, RuntimeError) as error:
             results[i] = error
         finally:
             together.leave()
@@ -136,35 +161,52 @@ def run_together(together: Together, pictures: list[torch.Tensor]) -> list:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(LONGEST)
     return results
 
 
-def test_pictures_of_several_streams_become_one_batch(monkeypatch):
-    monkeypatch.setattr("fastpix2pix.streaming.together._WAIT", 10.0)  # however slowly the threads start
-    sizes = []
-    together = Together(lambda batch: sizes.append(len(batch)) or batch + 1, most=3)
+def test_pictures_of_several_streams_become_one_batch(together, monkeypatch):
+    monkeypatch.setattr("fastpix2pix.streaming.together._WAIT", LONGEST)  # however slowly the threads start
+    sizes, threads = [], set()
+
+    def translate(batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        threads.add(threading.current_thread())
+        return batch + 1
+
+    three = together(translate, 3)
     pictures = [torch.full((1, 3, 8, 8), float(i)) for i in range(3)]
-    assert [float(r.mean()) for r in run_together(together, pictures)] == [1.0, 2.0, 3.0]
-    assert sizes == [3] and together.batches == {3: 1}
+    for _ in range(2):
+        assert [float(r.mean()) for r in of_several_streams(three, pictures)] == [1.0, 2.0, 3.0]
+    assert sizes == [3, 3] and three.batches == {3: 2}
+    assert len(threads) == 1 and threading.current_thread() not in threads
 
 
-def test_pictures_of_other_sizes_and_one_stream_alone_do_not_wait_for_ever():
-    together = Together(lambda batch: batch, most=4)
-    shapes = [tuple(r.shape) for r in run_together(together, [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 16, 8)])]
-    assert shapes == [(1, 3, 8, 8), (1, 3, 16, 8)]
-    together.join(), together.join()  # the other stream never brings one
-    start = time.monotonic()
-    together(torch.zeros(1, 3, 8, 8))
-    assert time.monotonic() - start < 5.0
+def test_pictures_of_other_sizes_and_one_stream_alone_do_not_wait_for_ever(together):
+    four = together(lambda batch: batch, 4)
+    pictures = [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 16, 8)]
+    assert [r.shape for r in of_several_streams(four, pictures)] == [p.shape for p in pictures]
+    four.join(), four.join()  # the other stream never brings one
+    assert through(four, pictures[0]).shape == pictures[0].shape
 
 
-def test_a_failing_batch_fails_in_every_stream():
+def test_a_failing_batch_fails_in_every_stream(together):
     def fail(batch: torch.Tensor) -> torch.Tensor:
         raise ValueError("no")
 
-    results = run_together(Together(fail, most=2), [torch.zeros(1, 3, 8, 8)] * 2)
+    results = of_several_streams(together(fail, 2), [torch.zeros(1, 3, 8, 8)] * 2)
     assert [str(r) for r in results] == ["no", "no"]
+
+
+def test_closing_leaves_nobody_waiting(together, monkeypatch):
+    monkeypatch.setattr("fastpix2pix.streaming.together._WAIT", LONGEST)
+    two = together(lambda batch: batch, 2)
+    two.join()  # this one never brings a picture
+    threading.Timer(0.2, two.close).start()
+    (result,) = of_several_streams(two, [torch.zeros(1, 3, 8, 8)])
+    assert str(result) == "closed"
+    with pytest.raises(RuntimeError, match="closed"):
+        through(two, torch.zeros(1, 3, 8, 8))
 
 
 def test_smoothing_calms_what_stands_still_and_leaves_what_moves():
