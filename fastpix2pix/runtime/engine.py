@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..model import Unet
 from ..model.unet import check_modes
 
 INPUT, OUTPUT = "input", "output"  # names in an exported graph; masks have those of runtime/masks.py
+Layout = Literal["nhwc", "nchw"]
 _WARM = 5  # calls before a measurement: libraries allocate, compile and capture in the first ones
 _TIMED = {"cpu": 5, "cuda": 20}  # calls of a measurement
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,6 +37,10 @@ class Engine(Protocol):
     @property
     def device(self) -> torch.device:
         """Where batches are taken and given back."""
+
+    @property
+    def layout(self) -> Layout:
+        """The order of a float picture in memory that costs least; `translate` takes both."""
 
     @property
     def modes(self) -> Modes: ...
@@ -65,6 +70,8 @@ class TorchEngine:
 
     Takes `net` over: it is moved to the device and put into eval mode, its convolutions into the precision.
     """
+
+    layout: Layout = "nhwc"
 
     def __init__(self, net: Unet, modes: Modes, device: torch.device | None = None, precision: str = "auto") -> None:
         check_modes(net.config, modes)

@@ -15,8 +15,9 @@ from ..config import Form, Generator, Modes, from_record
 from ..data.images import to_uint8, to_unit
 from ..errors import EnvironmentFailed, InputError
 from ..model.weights import FORMAT, KEY
+from ..openmp import release_team
 from .buffers import buffer_shape, check_buffers
-from .engine import INPUT, OUTPUT
+from .engine import INPUT, OUTPUT, Layout
 from .masks import Masks
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -40,6 +41,8 @@ class OnnxEngine:
     Raises EnvironmentFailed where ONNX Runtime cannot run on the device, InputError for a file it cannot run (its CPU
     has no bf16 and no fp8), for a damaged one and for one that was made elsewhere.
     """
+
+    layout: Layout = "nchw"
 
     def __init__(self, model: str | Path | bytes, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
@@ -87,6 +90,8 @@ class OnnxEngine:
         for name, tensor in {INPUT: input, **masks}.items():
             binding.bind_input(name, *_place(tensor))
         binding.bind_output(OUTPUT, *_place(output))
+        if self.device.type == "cpu":
+            release_team()  # torch's threads, where the caller's own work left them spinning
         self._session.run_with_iobinding(binding)
 
     def describe(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..device import resolve_device
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
 from .buffers import buffer_dtype, buffer_shape, check_buffers
-from .engine import INPUT, OUTPUT, latency
+from .engine import INPUT, OUTPUT, Layout, latency
 from .masks import Masks
 from .plan import Machine, kernels, read_engine, update_plan
 from .tensorrt_library import Library, library, missing
@@ -45,6 +45,8 @@ class TensorRTEngine:
     CUDA graph per shape of a batch; `enqueue` writes into the caller's memory and captures nothing itself. All calls
     share the workspace: one may start on another stream only when the one before is done.
     """
+
+    layout: Layout = "nchw"
 
     def __init__(
         self,

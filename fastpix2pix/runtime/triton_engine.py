@@ -32,6 +32,7 @@ from ..model.layers import Block, ResizeConv
 from ..model.unet import check_modes
 from ..tuning.cache import PlanCache
 from ..tuning.products import measured_choice, measured_overlap
+from .engine import Layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GRAPHS = 8  # shapes of a batch kept
@@ -70,6 +71,8 @@ class TritonEngine:
 
     Raises EnvironmentFailed where Triton cannot run on the device; impl="reference" runs the kernels' twins anywhere.
     """
+
+    layout: Layout = "nhwc"
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ from ..config import Stream
 from ..errors import InputError
 from ..runtime import native
 from ..runtime.engine import Engine, TorchEngine
-from ..runtime.triton_engine import TritonEngine
 
 
 class _Memory:
@@ -31,14 +30,13 @@ class DeviceNetwork:
     """
 
     def __init__(self, engine: Engine, height: int, width: int) -> None:
-        torch_s = isinstance(engine, TorchEngine)
-        self.layout = "nhwc" if torch_s or isinstance(engine, TritonEngine) else "nchw"
+        self.layout = engine.layout
         self._shape = (height, width, 3) if self.layout == "nhwc" else (3, height, width)
         self._engine, self._count = engine, 0
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # of the slots
         random = engine.modes.noise == "random"
-        own_graph = torch_s and not random
+        own_graph = isinstance(engine, TorchEngine) and not random
         self.engine: Callable[..., int | None] = self._graph if own_graph else self._call
         self.options: dict[str, Any] = {
             "device": str(engine.device),

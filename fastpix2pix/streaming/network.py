@@ -27,7 +27,7 @@ class Batches:
 
     def __call__(
         self,
-        batch: Tensor,  # [N, C, H, W] float32 in [-1, 1], channels-last, on the CPU
+        batch: Tensor,  # [N, C, H, W] float32 in [-1, 1], on the CPU
     ) -> Tensor:  # on the CPU
         output = self._engine.translate(batch.to(self._engine.device), self._count)
         self._count += len(batch)
@@ -37,27 +37,31 @@ class Batches:
 class Network:
     """`network(input, output)` for a frame runtime on the CPU; `steps` see [1, C, H, W]."""
 
-    def __init__(self, together: Together, in_channels: int, steps: Sequence[Step] = ()) -> None:
-        self.timing = Timing()
-        self._together, self._gray, self._steps = together, in_channels == 1, tuple(steps)
+    def __init__(self, together: Together, engine: Engine, steps: Sequence[Step] = ()) -> None:
+        self.timing, self.layout = Timing(), engine.layout
+        self._together, self._gray, self._steps = together, engine.in_channels == 1, tuple(steps)
         self._weights = torch.tensor(_LUMA)[:, None, None]
 
     def __call__(
         self,
-        input: NDArray[np.float32],  # [H, W, 3] in [-1, 1]
-        output: NDArray[np.float32],  # [H, W, 3], written
+        input: NDArray[np.float32],  # in [-1, 1]; [H, W, 3] where layout is nhwc, [3, H, W] where it is nchw
+        output: NDArray[np.float32],  # likewise; written
     ) -> None:
         with self.timing():
             self._together(input.shape, partial(self._before, input), partial(self._after, output))
 
     def _before(self, input: NDArray[np.float32]) -> Tensor:
-        x = torch.from_numpy(input).permute(2, 0, 1)[None]  # channels-last as it lies
+        x = self._chw(torch.from_numpy(input))[None]
         return (x * self._weights).sum(1, keepdim=True) if self._gray else x
 
     def _after(self, output: NDArray[np.float32], x: Tensor, y: Tensor) -> None:
         for step in self._steps:
             y = step(x, y)
-        torch.from_numpy(output).copy_(y[0].permute(1, 2, 0))  # one channel goes into all three
+        # one channel goes into all three; by NumPy, because torch's threads would spin on while others work
+        np.copyto(self._chw(torch.from_numpy(output)).numpy(), y[0].numpy())
+
+    def _chw(self, picture: Tensor) -> Tensor:
+        return picture.permute(2, 0, 1) if self.layout == "nhwc" else picture
 
 
 def check_channels(engine: Engine) -> None:

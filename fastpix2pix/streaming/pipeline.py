@@ -130,7 +130,7 @@ class Pipeline:
     def _make_runtime(self, media: Media, geometry: Geometry, out: Media) -> FrameRuntime:
         network: Any = self._network
         options: dict[str, Any] = {}
-        layout, depth = "nhwc", _DEPTH
+        layout, depth = self._network.layout, _DEPTH
         if on_gpu(self._engine, self._options):
             on_device = DeviceNetwork(self._engine, *geometry.network)
             network, options, layout = on_device.engine, on_device.options, on_device.layout

@@ -96,7 +96,7 @@ def translate(
     together = Together(Batches(tiled), batch)
     panes, pipelines = [], []
     for source, sink in pairs:
-        network = Network(together, engine.in_channels, [*_steps(options), *steps])
+        network = Network(together, engine, [*_steps(options), *steps])
         pane = Pane(f"{shown(source)} → {shown(sink)}")
         given = source_of(source, options, str(engine.device))
         size = int(g.record.get("size") or 256)

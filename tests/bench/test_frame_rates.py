@@ -48,7 +48,7 @@ def test_what_frames_are_compared_with_is_what_the_runtime_makes_of_them():
     runtime = FrameRuntime(
         InputSpec("rgb", size, network, layout="nhwc", place=(0, 0, *size)),
         OutputSpec("rgb", size, network, layout="nhwc", region=(0, 0, *size)),
-        Network(together, 3),
+        Network(together, engine),
     )
     assert frame_rates._compare(runtime, source, np.empty_like(source), wanted, 1) <= 1
     together.close()

@@ -24,9 +24,9 @@ class Identity:
     multiple = 32
     device = torch.device("cpu")
 
-    def __init__(self, norm_stats: str = "image", multiple: int = 32) -> None:
+    def __init__(self, norm_stats: str = "image", multiple: int = 32, layout: str = "nhwc") -> None:
         self.modes = Modes(norm_stats)
-        self.multiple = multiple
+        self.multiple, self.layout = multiple, layout
 
     def translate(self, batch: torch.Tensor, first: int = 0) -> torch.Tensor:
         return batch.clone()

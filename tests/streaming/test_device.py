@@ -24,6 +24,8 @@ from tests.streaming.clips import make_video
 
 
 class OfAnotherLibrary:
+    layout = "nchw"
+
     def __init__(self, net, modes):
         self.modes, self.device = modes, torch.device("cpu")
 

@@ -184,9 +184,10 @@ def test_odd_sizes(identity, tmp_path, capsys):
     ],
     ids=str,
 )
-def test_fits(tmp_path, options, size):
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+def test_fits(tmp_path, options, size, layout):
     source = make_video(tmp_path / "in.mp4", frames=3)
-    Video(Translator(Identity("running")), source, tmp_path / "out.mp4", **options).run()
+    Video(Translator(Identity("running", layout=layout)), source, tmp_path / "out.mp4", **options).run()
     given, pictures = pictures_of(source), pictures_of(tmp_path / "out.mp4")
     assert [p.shape for p in pictures] == [(*size, 3)] * 3
     expected = given[0] if options["fit"] != "crop" else given[0][:, 8:56]
@@ -214,7 +215,8 @@ def test_a_video_is_translated_as_its_pictures_are(model, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [(1, 1), (1, 3), (3, 1)])
-def test_gray_models(tmp_path, channels):
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+def test_gray_models(tmp_path, channels, layout):
     class Gray(Identity):
         in_channels, out_channels = channels
 
@@ -224,7 +226,7 @@ def test_gray_models(tmp_path, channels):
 
     source = make_video(tmp_path / "in.nut", frames=1, codec="rawvideo", pixels="rgb24")
     pairs = plan([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream())
-    translate(Translator(Gray()), pairs, Stream())
+    translate(Translator(Gray(layout=layout)), pairs, Stream())
     found = np.asarray(Image.open(tmp_path / "frames/in/000000.png")).astype(int)
     picture = Image.fromarray(scene(0))
     expected = np.asarray(picture.convert("L")) if channels[0] == 1 else scene(0).mean(-1)
