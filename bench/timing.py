@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 Run = Callable[[], object]
+_LOOK = 0.002  # seconds
 WARM_UP = 6  # calls before the first timing: more than graph.WARM_UP, so that a graph is captured by then
 
 
@@ -78,6 +79,17 @@ def calls_for(run: Run, device: torch.device, sample_s: float) -> int:
     return min(500, max(1, math.ceil(sample_s * 1e3 / sample_ms(run, 2, device))))
 
 
+def settle(most: float = 0.3) -> None:
+    """Wait until threads that went on spinning after their work sleep, `most` seconds at most: OpenMP's spin for
+    milliseconds, ONNX Runtime's for tens of them, and what runs next would have a core less."""
+    end = time.perf_counter() + most
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(_LOOK)
+        if time.process_time() - before < _LOOK / 4:
+            return
+
+
 def rotating(make: Callable[[], Run], copies: int) -> Run:
     """A run that does the same work on other memory each time: with enough copies no cache holds it."""
     runs = itertools.cycle([make() for _ in range(copies)])
@@ -101,7 +113,9 @@ def interleaved(
         calls[name] = calls_for(runs[name], device, sample_s)
 
     def sample(name: str) -> None:
-        if calls[name] > 1:  # untimed, while the threads of the one before still spin, and its data leave the cache
+        if device.type != "cuda":
+            settle()
+        if calls[name] > 1:  # untimed, while its own threads wake and the data of the one before leave the cache
             runs[name]()
         samples[name].append(sample_ms(runs[name], calls[name], device))
 
