@@ -190,8 +190,9 @@ class InferCommand:
             stop = opened.enter_context(Interrupt())
             g, progress = self._load(opened, stop), opened.enter_context(Progress("infer"))
             done = translate(
-                g, pairs, self.streaming, self.translation.batch, stop=stop, progress=progress.count, say=progress.say
-            )
+                g, pairs, self.streaming, self.translation.batch, stop=stop, progress=progress.count,
+                say=lambda line: progress.say(as_typed(line)),
+            )  # fmt: skip
         for report in done.streams:
             say(as_typed(report.line()))
         if stop.signal is not None:

@@ -53,6 +53,7 @@ class Pipeline:
         self.opened = False  # the source gave its first picture
         self.recent: deque[float] = deque(maxlen=32)  # when the last pictures were written, time.monotonic()
         self._decode, self._write, self._submit = Timing(), Timing(), Timing()
+        self._whole = Timing()
         self._failure: BaseException | None = None
         self._closed_pipe = False
         self._sounds: deque[Any] = deque()
@@ -60,20 +61,24 @@ class Pipeline:
 
     def run(self, stop: Callable[[], bool]) -> Report:
         """To the end of the source, or until stop. Raises what source, engine or sink raise."""
-        whole = Timing()
         try:
-            with whole():
+            with self._whole():
                 self._run(stop)
         except Stopped:
             return self.nothing()
         finally:
             self.source.close()
-        return self._report(whole.total, stop())
+        return self._report(stop())
 
     def nothing(self) -> Report:
         """Of a stream that was stopped before its first picture."""
         stages = {name: Timing().as_dict() for name in ("decode", "engine", "encode", "total")}
         return Report(self.source.name, self.sink.name, dict.fromkeys(COUNTS, 0), stages, interrupted=True)
+
+    def failed(self, error: Exception) -> Report:
+        """Of a stream whose `run` raised."""
+        report = self._report(False) if self.done else replace(self.nothing(), interrupted=False)
+        return replace(report, error=str(error))
 
     def _run(self, stop: Callable[[], bool]) -> None:
         with self._decode():
@@ -253,8 +258,8 @@ class Pipeline:
             "encode": self._write.as_dict(),
         }
 
-    def _report(self, seconds: float, stopped: bool) -> Report:
-        counted = self._runtime.stats()["frames"]
+    def _report(self, stopped: bool) -> Report:
+        counted, seconds = self._runtime.stats()["frames"], self._whole.total
         frames = {
             "in": counted["submitted"],
             "out": self.done,

@@ -26,13 +26,14 @@ class Report:
     live: bool = False
     interrupted: bool = False
     media: dict[str, Any] = field(default_factory=dict)
-    error: str = ""  # why the source was left out, while others were translated
+    error: str = ""  # why it ended, while other streams went on
 
     def line(self) -> str:
         """For a person."""
-        if self.error:
-            return f"left out: {self.source}: {self.error.removeprefix(f'{self.source}: ')}"
         f = self.frames
+        if self.error:
+            done = f"failed after {f['out']} frames" if f["out"] else "left out"
+            return f"{done}: {self.source}: {self.error.removeprefix(f'{self.source}: ')}"
         lost = ", ".join(f"{f[name]} {name}" for name in COUNTS[2:] if f[name])
         spent = ", ".join(f"{name} {self.stages[name]['p50_ms']:.1f} ms" for name in ("decode", "engine", "encode"))
         total = self.stages["total"]

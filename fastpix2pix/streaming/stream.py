@@ -14,7 +14,7 @@ from typing import Any
 from ..config import Infer, stream_config
 from ..config import Stream as Options
 from ..console import say, write_json
-from ..errors import InputError
+from ..errors import Fastpix2pixError, InputError
 from ..interrupt import Interrupt
 from ..openmp import release_team
 from ..runtime.engine import TorchEngine
@@ -83,9 +83,9 @@ def translate(
     say: Callable[[str], None] = say,
     steps: Sequence[Step] = (),  # that see every picture and its output, after smoothing; of one stream
 ) -> Summary:
-    """Run all streams. One with bad input is left out, with the error in its report; where all have it, it is raised.
+    """Run all streams. One whose source or sink fails ends, with the error in its report; where all fail, it is raised.
 
-    Other errors are raised after all streams were brought to an end that can be played.
+    Errors that are nobody's fault are raised after all streams were brought to an end that can be played.
     """
     g = _for_video(g, say)
     engine = g.engine
@@ -148,11 +148,11 @@ def _run_all(
 ) -> tuple[list[Report], int | None]:
     waiting = deque(pipelines)
     reports: dict[Pipeline, Report] = {}
-    refused: list[InputError] = []
-    failures: list[BaseException] = []
+    failed: list[Fastpix2pixError] = []  # a stream each
+    bugs: list[BaseException] = []
 
     def stop() -> bool:
-        return asked() or bool(failures)
+        return asked() or bool(bugs)
 
     def work() -> None:
         while waiting and not stop():
@@ -163,11 +163,13 @@ def _run_all(
             together.join()
             try:
                 reports[pipeline] = pipeline.run(stop)
-            except InputError as error:
-                refused.append(error)
-                reports[pipeline] = replace(pipeline.nothing(), interrupted=False, error=str(error))
+            except Fastpix2pixError as error:
+                failed.append(error)
+                reports[pipeline] = pipeline.failed(error)
+                if pipeline.done and len(pipelines) > 1:
+                    say(f"{reports[pipeline].line()}; the others go on")
             except BaseException as error:
-                failures.append(error)
+                bugs.append(error)
             finally:
                 together.leave()
 
@@ -191,10 +193,10 @@ def _run_all(
             opening = all(not p.opened for p in pipelines if p not in reports)
             if opening and time.monotonic() - stopped_at > _GRACE:
                 break
-    if failures:
-        raise failures[0]
-    if len(refused) == len(pipelines):
-        raise refused[0]
+    if bugs:
+        raise bugs[0]
+    if len(failed) == len(pipelines):
+        raise failed[0]
     signal = getattr(asked, "signal", None)
     return [reports.get(pipeline) or pipeline.nothing() for pipeline in pipelines], signal
 

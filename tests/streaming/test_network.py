@@ -1,6 +1,8 @@
 """Sources over a network, from a server of our own on the loopback: stalls, passwords, what playlists may name."""
 
 import base64
+import json
+import re
 import socket
 import threading
 import time
@@ -17,6 +19,7 @@ from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.streaming.stream import Stream as Video
 from tests.streaming.clips import FRAMES, make_video, packets_of, stamps_of
 
+LONGEST = 300.0  # seconds
 Answer = Callable[[BaseHTTPRequestHandler, int], None]  # (request, number of the request)
 
 
@@ -131,6 +134,32 @@ def test_a_source_that_never_comes_back_ends_the_file_in_order(server, identity,
     with pytest.raises(EnvironmentFailed, match=r"nothing came for 2 s.*\(timeout = 2, reconnects = 1\)"):
         Video(identity, f"http://{server(answer)}/in.ts", tmp_path / "out.mp4", timeout=2.0, reconnects=1).run()
     assert 2 < len(stamps_of(tmp_path / "out.mp4")) < FRAMES
+
+
+def test_of_several_streams_one_that_breaks_off_is_named_and_the_others_go_on(server, model, clip, tmp_path, capsys):
+    broken_off = threading.Event()
+
+    def breaks_off(request, number):
+        if number:
+            broken_off.set()
+            return request.send_error(503)
+        send(request, clip[: len(clip) // 2], len(clip))
+
+    def goes_on(request, number):
+        send(request, clip[: len(clip) // 2], len(clip))
+        broken_off.wait(LONGEST)
+        request.wfile.write(clip[len(clip) // 2 :])
+
+    urls = [f"http://{server(breaks_off)}/a.ts", f"http://{server(goes_on)}/b.ts"]
+    line = ["infer", str(model), *urls, f"{tmp_path}/out/", "--reconnects", "1", "--timeout", str(LONGEST)]
+    assert cli.main([*line, "--stats", "-"]) == 4
+    out, err = capsys.readouterr()
+    assert re.search(r"failed after \d+ frames: http.*a\.ts: .*; the others go on", err)
+    one, other = json.loads(out)["streams"]
+    assert one["error"] and not other["error"]
+    files = sorted((tmp_path / "out").iterdir())
+    assert [len(stamps_of(file)) for file in files] == [one["frames"]["out"], FRAMES]
+    assert 2 < one["frames"]["out"] < FRAMES == other["frames"]["out"]
 
 
 def test_a_source_that_never_answers(server, identity, tmp_path):
