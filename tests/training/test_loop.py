@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastpix2pix.data.pairs import find_pairs, read_pair
+from fastpix2pix.data.pairs import find_pairs, hold_out, read_pair
 from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.evaluation import evaluate
 from fastpix2pix.model.load import load_generator
 from fastpix2pix.training import checkpoint
 from fastpix2pix.training.loop import train
@@ -208,6 +209,23 @@ def test_without_validation_pairs_the_newest_checkpoint_is_the_model(tmp_path, p
 def test_holdout_takes_pairs_out_of_training(tmp_path, pairs, small):
     train(pairs / "train", tmp_path / "run", **small, epochs=1, holdout=2, quiet=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["pairs"] == 3
+
+
+def test_pairs_held_out_are_evaluated(tmp_path, pairs, small):
+    run, data = tmp_path / "run", pairs / "train"
+    result = train(data, run, **small, epochs=1, holdout=2, seed=3, quiet=True)
+    found = evaluate(run, data, split="holdout", device="cpu")
+    held = hold_out(find_pairs(data, "train"), 2, 3)[1]
+    assert [one.name for one in found.per_image] == [pair.name for pair in held]
+    assert result.validation is not None
+    validated = result.validation[f"{found.modes.norm_stats}+{found.modes.noise}"]
+    assert found.l1 == pytest.approx(validated["l1"], rel=1e-5)
+
+    train(data, tmp_path / "all", **small, epochs=1, quiet=True)
+    with pytest.raises(InputError, match=r"split = holdout: .*all set no pairs aside"):
+        evaluate(tmp_path / "all", data, split="holdout", device="cpu")
+    with pytest.raises(InputError, match=r"split = holdout: .*best.safetensors is no run folder"):
+        evaluate(run / "best.safetensors", data, split="holdout", device="cpu")
 
 
 def test_holdout_beside_a_val_folder_is_refused(tmp_path, pairs, small):
