@@ -113,7 +113,7 @@ def interleaved(
         calls[name] = calls_for(runs[name], device, sample_s)
 
     def sample(name: str) -> None:
-        if device.type != "cuda":
+        if device.type != "cuda" and sample_s:
             settle()
         if calls[name] > 1:  # untimed, while its own threads wake and the data of the one before leave the cache
             runs[name]()

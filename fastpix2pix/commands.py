@@ -59,7 +59,7 @@ class EvalCommand:
     data: Annotated[Positional[Path], arg(metavar="DATA", help=f"{_PAIRS}; with --video a video or folder of frames")]
     video: bool = False  # DATA is a video: change of the output beyond the input's where that stands still, of 255
     steady: float = 0.0  # with --video: smoothing, as of infer
-    # which of them; val is test where there is no val, holdout what `train --holdout` set aside (MODEL a run folder)
+    # which of them; val is test where there is no val, holdout what `train --holdout` set aside
     split: Literal["train", "val", "test", "holdout"] = "val"
     direction: Direction | None = None  # which half is the input; default: the model's record, else AtoB
     norm_stats: NormStats | None = None  # image or running statistics; default: the model's record, else image

@@ -160,11 +160,11 @@ class Train:
     ema: float = 0.0  # decay per step of an averaged copy of the generator, which is then the model saved; 0 = off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1; torchrun: a GPU per process
-    step: Literal["auto", "modules", "explicit"] = "auto"  # modules and autograd, or explicit passes around own kernels
+    step: Literal["auto", "modules", "explicit"] = "auto"  # autograd, or own passes and kernels; auto: as measured
     impl: Literal["auto", "reference", "triton"] = "auto"  # of the explicit step's kernels: Triton, or plain torch
     graph: Literal["auto", "on", "off"] = "auto"  # the explicit step as one CUDA graph; auto: where that can be done
     convolutions: Literal["auto", "library", "own"] = "auto"  # of the explicit step: cuDNN, own kernels, or as measured
-    tune_minutes: float = 2.0  # wall time that convolutions = auto may measure a GPU for, once; 0: only what is known
+    tune_minutes: float = 2.0  # wall time that step and convolutions = auto may each measure a GPU for, once; 0: none
     init: str | None = None  # model whose generator to start from: run folder, .safetensors or .pth; default: random
     init_discriminator: str | None = None  # likewise the discriminator, of a run's newest checkpoint or a file
     seed: int = 0  # of weights, dropout, order and jitter

@@ -62,7 +62,7 @@ def evaluate(
     model: str | Path,  # run folder, .safetensors, junyanz .pth, .onnx or an engine
     data: str | Path,  # as for training: A|B folder, or folder with A/ and B/
     *,
-    split: str = "val",  # or train, test; holdout: of a run folder, the pairs that its holdout set aside
+    split: str = "val",  # or train, test; holdout: the pairs that the model's training set aside
     direction: Direction | None = None,  # AtoB or BtoA; default: the model's record, else AtoB
     norm_stats: str | None = None,  # image or running; default: the model's record, else image
     noise: str | None = None,  # off, fixed or random; default: the model's record, else off
@@ -101,7 +101,12 @@ def evaluate(
     if size < 1 or size % engine.multiple:
         raise InputError(f"size = {size}: this model takes multiples of {engine.multiple} pixels")
     used: Direction = direction or g.record.get("direction") or "AtoB"
-    pairs = _held_out(Path(model), data) if split == "holdout" else find_pairs(data, split)
+    pairs: Sequence[Pair] = find_pairs(data, "train" if split == "holdout" else split)
+    if split == "holdout":
+        held = g.record.get("holdout")
+        if held is None:
+            raise InputError(f"split = holdout: {model} does not say what pairs its training set aside")
+        pairs = hold_out(pairs, held["count"], held["seed"])[1]
     batches = validation_batches(pairs, used, engine.in_channels, engine.out_channels, size, batch, engine.device)
 
     def seen() -> Iterable[Batch]:
@@ -113,17 +118,6 @@ def evaluate(
                 progress(done, len(pairs))
 
     return _evaluate(engine.translate, seen(), engine.modes, engine.device, [pair.name for pair in pairs])
-
-
-def _held_out(run: Path, data: str | Path) -> list[Pair]:
-    from .training.record import recorded_config
-
-    if not run.is_dir():
-        raise InputError(f"split = holdout: {run} is no run folder, which says what pairs were set aside")
-    config = recorded_config(run)
-    if not config.data.holdout:
-        raise InputError(f"split = holdout: {run} set no pairs aside")
-    return hold_out(find_pairs(data, "train"), config.data.holdout, config.seed)[1]
 
 
 def evaluate_network(

@@ -25,7 +25,7 @@ LAYERS = [
     {"data", "model"},
     {"console", "profiling"},
     {"tuning"},
-    {"device", "files", "interrupt", "kernels", "_native"},
+    {"device", "files", "interrupt", "kernels", "openmp", "_native"},
     {"config"},
     {"errors"},
 ]

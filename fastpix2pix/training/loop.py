@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .clock import Clock
 from .processes import Agreement, Group, joined
 from .start import start_from_models
 from .state import LOSSES, State
-from .step import build_state, choose_convolutions, describe_step
+from .step import build_state, choose_convolutions, choose_step, describe_step
 from .validation import Validation, best_modes, better
 
 _GO_ON, _SAVE, _TIME_IS_UP = -2, -1, 0  # what processes agree on; above them the numbers of signals
@@ -90,6 +90,10 @@ class _Run:
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic
 
+        step, lines = choose_step(config, device, group.size, resume=resume, quiet=self.quiet)
+        self.notes += lines
+        self.config = config = replace(config, step=step)
+        self.record["train"]["step"] = step  # which its checkpoints are of
         plans, lines = group.first(lambda: choose_convolutions(config, self.device, quiet=self.quiet))
         self.notes += lines
         self.state: State = build_state(config, self.device, plans, group)
@@ -285,6 +289,8 @@ class _Run:
     def _model_record(self) -> dict[str, Any]:
         data = self.config.data
         found: dict[str, Any] = {"direction": data.direction, "size": data.crop_size, "step": self.step}
+        if data.holdout:
+            found["holdout"] = {"count": data.holdout, "seed": self.config.seed}
         if self.table is not None:
             modes: Modes = self.state.model.modes
             found["modes"] = {"norm_stats": modes.norm_stats, "noise": modes.noise}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
 from ..config import Train
 from ..console import Progress
 from ..errors import EnvironmentFailed
-from ..kernels.dispatch import NotSupported, choose
+from ..kernels.dispatch import NotSupported, choose, environment_reasons
 from .convolution import Plans
 from .graph import eager_reasons, use_graph
 from .processes import ALONE, Group
 from .state import State
+
+Step = Literal["modules", "explicit"]
 
 
 def build_state(
@@ -43,6 +46,31 @@ def build_state(
     from .module_step import ModuleStep
 
     return ModuleStep(config, device, group)
+
+
+def choose_step(
+    config: Train, device: torch.device, processes: int = 1, *, resume: bool = False, quiet: bool = False
+) -> tuple[Step, list[str]]:
+    """("modules" or "explicit", what to say of it). step = auto on a GPU: as measured there, now or earlier.
+
+    A run that is resumed keeps its step; where its record says auto, that was the modules.
+    """
+    plain = device.type != "cuda" or processes > 1 or config.deterministic or resume
+    if config.step != "auto" or plain or environment_reasons(device.type):
+        return resolve_step(config), []
+    from . import race
+
+    try:
+        found = race.kept(config, device)
+        if found is None and config.tune_minutes:
+            with Progress("step", quiet=quiet) as progress:
+                progress.say("step = auto: the explicit step is checked and timed beside the modules, once on this GPU")
+                found = race.held(config, device, config.tune_minutes)
+    except EnvironmentFailed as error:  # training can do without
+        return "modules", [f"step = auto: modules; measuring failed ({error})"]
+    if found is None:
+        return "modules", ["step = auto: modules; nothing was measured (raise tune_minutes)"]
+    return "explicit" if race.explicit_wins(found) else "modules", [race.in_words(found)]
 
 
 def choose_convolutions(
@@ -80,6 +108,6 @@ def describe_step(config: Train, device: torch.device, processes: int = 1) -> st
     return f"step: explicit, eagerly ({'; '.join(eager_reasons(config, device, processes)) or 'graph = off'})"
 
 
-def resolve_step(config: Train) -> str:
-    """ "auto" is the modules: the explicit step has not been measured on a GPU yet, and on a CPU it is slower."""
+def resolve_step(config: Train) -> Step:
+    """ "auto" is the modules where choose_step does not measure: on a CPU they are faster."""
     return "modules" if config.step == "auto" else config.step
