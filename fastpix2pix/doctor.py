@@ -13,7 +13,7 @@ import torch
 from . import __version__
 from .device import resolve_device, resolve_precision
 from .errors import EnvironmentFailed
-from .runtime.load import TABLE, auto_backend
+from .runtime.load import TABLE
 from .runtime.tensorrt_library import missing
 
 # module, what it is for, what to do where it is missing
@@ -40,6 +40,7 @@ def examine() -> dict[str, Any]:
     parts = [_part(*row) for row in _OPTIONAL] + [_library(*row) for row in _LIBRARIES]
     parts.append(_native(torch.version.cuda if device.type == "cuda" else None))
     dali = parts[0]["usable"]
+    backend = "torch" if device.type == "cpu" else "torch, or triton for what tune --model found it faster for"
     return {
         "versions": {
             "fastpix2pix": __version__,
@@ -55,7 +56,7 @@ def examine() -> dict[str, Any]:
             "precision": resolve_precision("auto", device),
             "loader": "dali" if device.type == "cuda" and dali else "torch",
             "step": "modules" if device.type == "cpu" else "explicit where this GPU measures it faster, else modules",
-            "backend": f"{auto_backend(device)}; of files made by build, what they were built for",
+            "backend": f"{backend}; of files made by build, what they were built for",
         },
         "parts": parts,
         "backends": {name: row.reasons(device) for name, row in TABLE.items()},

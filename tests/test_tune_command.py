@@ -13,7 +13,8 @@ from fastpix2pix.config import Generator, Modes, train_config
 from fastpix2pix.kernels.conv_plan import conv_candidates, conv_plan
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
-from fastpix2pix.runtime import triton_tuning
+from fastpix2pix.runtime import auto_choice, triton_tuning
+from fastpix2pix.runtime.engine import TorchEngine
 from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.runtime.triton_tuning import describe, product_error, tune_engine
 from fastpix2pix.training.plans import layers_of, problems
@@ -66,7 +67,7 @@ def test_a_generator_is_tuned_and_its_products_are_found_again(tmp_path):
     assert len(found["products"]) == 10
     assert all(isinstance(ms, float) for product in found["products"] for ms in product["ms"].values())
     assert found["overlap_ms"] == "kernels overlap on a GPU only" and not found["overlap"]
-    assert "with static plans" in describe(found)[-2] and describe(found)[-1].startswith("kernels that overlap: ")
+    assert "with static plans" in describe(found)[-3] and describe(found)[-2].startswith("kernels that overlap: ")
     choose = measured_choice(PlanCache(CPU, tmp_path), "fp32")
     met = []
     engine = TritonEngine(
@@ -88,6 +89,37 @@ def test_a_plan_that_is_right_and_slow_is_taken_before_one_that_is_wrong_and_fas
         right = [plan for plan, ms in product["ms"].items() if isinstance(ms, float)]
         assert product["plan"] in (right or product["ms"])
     assert any(isinstance(ms, float) for product in found["products"] for ms in product["ms"].values())
+
+
+@pytest.mark.gpu
+def test_a_generator_is_tuned_on_a_gpu(tmp_path):
+    device = torch.device("cuda")
+    net, cache = build_generator(Generator(depth=5, ngf=16)).eval(), PlanCache(device, tmp_path)
+    found = tune_engine(net, Modes("running"), device, "auto", 1, (64, 64), 1, cache=cache)
+    assert all(isinstance(found["backends"][name], float) for name in ("triton", "torch")), found["backends"]
+
+
+def test_auto_is_triton_where_it_was_right_and_faster(tmp_path, monkeypatch):
+    net, cache, modes = build_generator(Generator(depth=5, ngf=4)).eval(), PlanCache(CPU, tmp_path), Modes("running")
+    times = {TritonEngine: 1.0, TorchEngine: 2.0}
+    monkeypatch.setattr(auto_choice, "latency", lambda engine, *size: {"ms": times[type(engine)]})
+
+    def tuned() -> tuple[str, str]:
+        found = tune_engine(net, modes, CPU, "fp32", 1, (32, 32), 0, impl="reference", cache=cache)
+        return auto_choice.chosen(cache, net.config, modes, "fp32"), describe(found)[-1]
+
+    assert auto_choice.chosen(cache, net.config, modes, "fp32") == "torch"
+    assert tuned() == ("triton", "backend = auto: triton (triton 1.0000 ms, torch 2.0000 ms)")
+    for other in (modes, "bf16"), (Modes("image"), "fp32"):
+        assert auto_choice.chosen(cache, net.config, *other) == "torch"
+    times[TritonEngine] = 1.99
+    assert tuned() == ("torch", "backend = auto: torch (triton 1.9900 ms, torch 2.0000 ms)")
+
+    times[TritonEngine] = 1.0
+    right = TritonEngine.translate
+    monkeypatch.setattr(TritonEngine, "translate", lambda self, x, first=0: right(self, x, first) + 0.01)
+    choice, line = tuned()
+    assert choice == "torch" and "triton wrong: its pictures are off by 0.01" in line
 
 
 def test_what_was_not_measured_is_static(tmp_path):

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from ..config import Modes
-from ..device import resolve_device
+from ..device import resolve_device, resolve_precision
 from ..errors import InputError
 from ..model import Unet
 from ..model.load import load_generator
-from . import onnx_engine, plan, tensorrt_engine, triton_engine
+from ..tuning.cache import PlanCache
+from . import auto_choice, onnx_engine, plan, tensorrt_engine, triton_engine
 from .engine import Engine, TorchEngine
 from .onnx_engine import OnnxEngine
 from .tensorrt_engine import TensorRTEngine
@@ -47,7 +48,6 @@ class Backend:
     of_file: Callable[[Path, str], tuple[Engine, dict[str, Any]]] | None = None  # (engine, record); device by name
 
 
-# in the order in which auto looks for one that can run; torch always can, so what follows it is for who asks
 TABLE = {
     "torch": Backend(lambda device: [], of_network=TorchEngine),
     "triton": Backend(triton_engine.not_supported_reasons, of_network=TritonEngine),
@@ -59,9 +59,11 @@ BACKENDS = ("auto", *TABLE)
 BUILT = (".onnx", *plan.SUFFIXES)  # files that `fastpix2pix build` makes, each for one backend
 
 
-def auto_backend(device: torch.device) -> str:
-    """What backend = auto runs a network with: the first of the table that can. A file is run by what it is for."""
-    return next(name for name, row in TABLE.items() if row.of_network and not row.reasons(device))
+def auto_backend(net: Unet, modes: Modes, device: torch.device, precision: str) -> str:
+    """What backend = auto runs a network with: on a GPU what `tune --model` found. A file is run by what it is for."""
+    if device.type != "cuda" or TABLE["triton"].reasons(device):
+        return "torch"
+    return auto_choice.chosen(PlanCache(device), net.config, modes, resolve_precision(precision, device))
 
 
 def load(
@@ -86,10 +88,12 @@ def load(
     if own is None:
         where = resolve_device(device)
         net, record = load_generator(path)
-        make = TABLE[auto_backend(where) if backend == "auto" else backend].of_network
+        modes, source = resolve_modes(record, norm_stats, noise, seed)
+        if backend == "auto":
+            backend = auto_backend(net, modes, where, precision)
+        make = TABLE[backend].of_network
         if make is None:
             raise _needs_build(path, backend)
-        modes, source = resolve_modes(record, norm_stats, noise, seed)
         return Translator(make(net, modes, where, precision), source, record)
     if backend not in ("auto", own):
         raise InputError(f"backend = {backend}: {path} is built for {own}; give the model it was built from, or auto")

@@ -25,6 +25,7 @@ from ..tuning.cache import PlanCache
 from ..tuning.measure import step_ms
 from ..tuning.numerics import forward_error
 from ..tuning.products import keep_plans
+from . import auto_choice
 from .load import resolve_modes
 from .triton_engine import DTYPES, TritonEngine
 
@@ -56,7 +57,8 @@ def describe(found: dict[str, Any]) -> list[str]:
     lines.append(f"generator: {found['before_ms']:.4f} ms with static plans, {found['after_ms']:.4f} ms with these")
     ms = found["overlap_ms"]
     kept = "kept" if found["overlap"] else "not kept"
-    return [*lines, f"kernels that overlap: {f'{ms:.4f} ms, {kept}' if isinstance(ms, float) else ms}"]
+    lines.append(f"kernels that overlap: {f'{ms:.4f} ms, {kept}' if isinstance(ms, float) else ms}")
+    return [*lines, auto_choice.in_words(found["backends"])]
 
 
 def tune_engine(
@@ -75,7 +77,8 @@ def tune_engine(
     """Measure the candidates of every product of one shape of batch; keeps what is fastest and returns what was found.
 
     {"before_ms", "after_ms", "overlap_ms": ms or why not, "overlap": whether it is kept,
-     "products": [{"problem", "plan", "ms": {plan: ms or why not}}, ...], "complete"}
+     "products": [{"problem", "plan", "ms": {plan: ms or why not}}, ...], "complete",
+     "backends": what auto_choice.compare gives}
     """
     cache, end = cache or PlanCache(device), time.monotonic() + 60 * minutes
     precision = resolve_precision(precision, device)
@@ -114,8 +117,11 @@ def tune_engine(
     overlapped = _overlapped(engine, y, whole)
     overlap = isinstance(overlapped, float) and overlapped < after
     keep_plans(cache, precision, chosen, overlap)
+    tuned = TritonEngine(net, modes, device, precision, impl=impl, choose=choose, overlap=overlap)
+    backends = auto_choice.compare(tuned, net, x)
+    auto_choice.keep(cache, net.config, modes, precision, backends)
     return {"before_ms": before, "after_ms": after, "overlap_ms": overlapped, "overlap": overlap,
-            "products": products, "complete": complete}  # fmt: skip
+            "products": products, "complete": complete, "backends": backends}  # fmt: skip
 
 
 def _overlapped(

@@ -105,6 +105,15 @@ def test_a_process_that_is_brought_down_is_a_verdict(config, cache):
     assert kept(config, DEVICE, cache)["explicit"].startswith("its process ended with 7")
 
 
+@pytest.mark.gpu
+def test_auto_on_a_gpu_is_what_the_race_says(config, cache, monkeypatch):
+    monkeypatch.setattr(racing, "PlanCache", lambda device: cache)
+    step, (line,) = choose_step(replace(config, tune_minutes=LONGEST / 60), GPU, quiet=True)
+    found = kept(config, GPU, cache)
+    assert all(isinstance(found[name], float) for name in ("explicit", "modules")), found
+    assert step == ("explicit" if explicit_wins(found) else "modules") and line == in_words(found)
+
+
 def test_the_race_in_a_process_of_its_own(config, cache):
     """On a GPU or in the interpreter; without either Triton refuses, and says so."""
     found = held(replace(config, batch=1, objective="l1"), DEVICE, LONGEST / 60, cache)
