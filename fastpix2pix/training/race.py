@@ -41,7 +41,7 @@ CHECKED = WARM_UP + 3  # steps: where the step is a CUDA graph, the last ones ar
 ALLOWED = {"fp32": (5e-3, 0.05), "bf16": (0.01, 0.1), "fp16": (0.005, 0.1)}
 WAY = 0.05  # likewise: one rate or moment that is not the same, and it is several times that
 GAIN = 0.97  # of the modules' time, at most: less is not worth another step
-_TIMED, _SAMPLE_S = 5, 0.2
+_SAMPLE_S, _ENOUGH_S = 0.2, 2.0  # seconds of a sample and of all, about
 _TIME_IS_UP = "time is up"
 
 
@@ -180,8 +180,11 @@ def _ms(state: State, pairs: list[Pair], device: torch.device) -> float:
         return time.perf_counter() - start
 
     seconds(WARM_UP + 2)
-    steps = max(3, int(_SAMPLE_S / max(seconds(3) / 3, 1e-6)))
-    return 1e3 * min(seconds(steps) / steps for _ in range(_TIMED))
+    steps = 1 + int(_SAMPLE_S / seconds(1))
+    found, end = [seconds(steps)], time.perf_counter() + _ENOUGH_S
+    while time.perf_counter() < end:
+        found.append(seconds(steps))
+    return 1e3 * min(found) / steps
 
 
 def _synchronise(device: torch.device) -> None:

@@ -44,7 +44,7 @@ def cache(tmp_path):
 )
 def test_both_are_timed_where_the_explicit_step_is_right(config, impl, options, monkeypatch):
     monkeypatch.setattr(racing, "_SAMPLE_S", 0.0)
-    monkeypatch.setattr(racing, "_TIMED", 1)
+    monkeypatch.setattr(racing, "_ENOUGH_S", 0.0)
     found = race(replace(config, **options), DEVICE, impl)
     assert set(found) == {"explicit", "modules"}
     assert all(isinstance(ms, float) and ms > 0 for ms in found.values()), found
