@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import Generator, Modes
 from ..model import Unet
-from ..tuning.cache import PlanCache
+from ..tuning.cache import PlanCache, source_hash
 from .engine import TorchEngine, latency
 from .triton_engine import TritonEngine
 
@@ -66,4 +66,5 @@ def in_words(found: dict[str, Any]) -> str:
 
 def _subject(config: Generator, modes: Modes, precision: str) -> dict[str, Any]:
     kinds = {"norm_stats": modes.norm_stats, "noise": modes.noise}
-    return {"kind": "inference backend", "generator": asdict(config), **kinds, "precision": precision}
+    engines = source_hash(__file__)
+    return {"kind": "backend", "generator": asdict(config), **kinds, "precision": precision, "engines": engines}

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..config import Train, from_record
 from ..device import resolve_precision
 from ..kernels.dispatch import current
-from ..tuning.cache import PlanCache
+from ..tuning.cache import PlanCache, source_hash
 from .explicit_step import ExplicitStep
 from .graph import WARM_UP
 from .module_step import ModuleStep
@@ -124,7 +124,8 @@ def in_words(found: Race) -> str:
 
 
 def _subject(config: Train, device: torch.device) -> dict[str, Any]:
-    return subject(config, device) | {"kind": "race", "ema": bool(config.ema)}
+    more = {"kind": "race", "ema": bool(config.ema), "steps": source_hash(__file__)}
+    return subject(config, device) | more
 
 
 def _pair(config: Train, device: torch.device, seed: int) -> Pair:
@@ -160,9 +161,9 @@ def _wrong(got: Course, wanted: Course, precision: str) -> str:
         for name, value in zip(LOSSES, row.tolist(), strict=True):
             if not value <= allowed:
                 return f"wrong: {name} of step {number} is off by {value:.2g} of its twin's, allowed {allowed:g}"
-    for name, value in zip(("generator", "discriminator"), (got.way / wanted.way - 1).abs().tolist(), strict=False):
-        if not value <= WAY:
-            return f"wrong: the {name}'s weights moved {value:.2g} more or less far than its twin's, allowed {WAY:g}"
+    for name, way, right in zip(("generator", "discriminator"), got.way.tolist(), wanted.way.tolist(), strict=False):
+        if not abs(way - right) <= WAY * right:
+            return f"wrong: the {name}'s weights moved {way:.4g}, its twin's {right:.4g}; allowed are {WAY:.0%} between"
     return ""
 
 

@@ -21,7 +21,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": "cpu",
         "triton": None if triton is None else triton.__version__,
         "torch": torch.__version__,
-        "kernels": _source_hash(),
+        "kernels": source_hash(dispatch.__file__),
     }
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
@@ -67,10 +67,10 @@ class PlanCache:
 
 
 @lru_cache
-def _source_hash() -> str:
-    """Of every file of the kernels."""
+def source_hash(module: str) -> str:
+    """Of every file in the folder of the module in this file."""
     digest = hashlib.sha256()
-    for file in sorted(Path(dispatch.__file__).parent.glob("*.py")):
+    for file in sorted(Path(module).parent.glob("*.py")):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
