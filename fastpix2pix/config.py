@@ -257,7 +257,7 @@ class Infer:
     norm_stats: NormStats | None = None  # image or running statistics; default: the model's record, else image
     noise: Noise | None = None  # dropout off, fixed or random; default: the model's record, else off
     seed: int = 0  # of the noise
-    backend: Backend = "auto"  # what runs the generator; triton: this project's kernels, on request until measured
+    backend: Backend = "auto"  # what runs the generator; auto: torch, or own Triton kernels as tune measured
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
     batch: int = 1  # images of equal size, or pictures of several videos, translated together
