@@ -1,98 +1,64 @@
-"""OpenMP's teams, counted as threads of this process."""
+"""OpenMP's teams, counted as threads of a process in which nothing else runs."""
 
-import os
+import json
 import re
+import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
 
-from fastpix2pix.openmp import release_team
-
+torch.ones(1)  # with it comes its OpenMP
 MAPS = open("/proc/self/maps").read() if sys.platform == "linux" else ""  # noqa: SIM115
 pytestmark = pytest.mark.skipif(not re.search("libgomp", MAPS), reason="torch has no GNU OpenMP here")
 
+PROGRAM = """
+import json, os, threading, time
+import torch
+from fastpix2pix.openmp import release_team
 
-def compute() -> None:
-    torch.ones(1 << 20).exp_()
-
-
-def settled(wanted: int) -> int:
-    """Threads of the process; waits until they are as many as wanted, for a while."""
-    for _ in range(500):
+def threads(wanted):  # waits until there are as many as wanted, since threads end in their own time
+    for _ in range(3000):
         if len(os.listdir("/proc/self/task")) == wanted:
             break
         time.sleep(0.01)
     return len(os.listdir("/proc/self/task"))
 
+def compute():
+    torch.ones(1 << 20).exp_()
 
-def in_new_thread(work: Callable[[], None]) -> None:
-    failures: list[BaseException] = []
+def other():
+    torch.set_num_threads(4)
+    compute()
+    computed.set()
+    released.wait()
 
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-
-
-def test_the_team_of_the_calling_thread_ends_and_comes_back():
-    threads = torch.get_num_threads()
-
-    def work() -> None:
-        torch.set_num_threads(3)
-        alone = len(os.listdir("/proc/self/task"))
-        compute()
-        assert settled(alone + 2) == alone + 2
-        release_team()
-        assert settled(alone) == alone
-        compute()
-        assert settled(alone + 2) == alone + 2
-        assert torch.get_num_threads() == 3
-
-    try:
-        in_new_thread(work)
-    finally:
-        torch.set_num_threads(threads)
+torch.set_num_threads(3)
+alone = len(os.listdir("/proc/self/task"))
+release_team()  # none yet
+found = {"none": threads(alone) - alone}
+compute()
+found["computed"] = threads(alone + 2) - alone
+release_team()
+found["released"] = threads(alone) - alone
+compute()
+found["again"] = threads(alone + 2) - alone
+computed, released = threading.Event(), threading.Event()
+thread = threading.Thread(target=other)
+thread.start()
+computed.wait()
+found["two teams"] = threads(alone + 2 + 1 + 3) - alone
+release_team()
+found["the other's"] = threads(alone + 1 + 3) - alone
+released.set()
+thread.join()
+found["set"] = torch.get_num_threads()
+print(json.dumps(found))
+"""
 
 
-def test_the_teams_of_other_threads_stay():
-    threads = torch.get_num_threads()
-    computed, released, seen = threading.Event(), threading.Event(), []
-
-    def other() -> None:
-        torch.set_num_threads(3)
-        compute()
-        computed.set()
-        released.wait(60)
-
-    def work() -> None:
-        torch.set_num_threads(3)
-        alone = len(os.listdir("/proc/self/task"))
-        thread = threading.Thread(target=other)
-        thread.start()
-        computed.wait(60)
-        release_team()
-        time.sleep(0.2)
-        seen.append(len(os.listdir("/proc/self/task")) - alone)
-        released.set()
-        thread.join()
-
-    try:
-        in_new_thread(work)
-    finally:
-        torch.set_num_threads(threads)
-    assert seen == [3]
-
-
-def test_nothing_to_end():
-    in_new_thread(release_team)
+def test_the_calling_threads_team_ends_and_comes_back_and_others_stay():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    expected = {"none": 0, "computed": 2, "released": 0, "again": 2, "two teams": 6, "the other's": 4, "set": 3}
+    assert json.loads(done.stdout) == expected
