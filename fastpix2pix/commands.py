@@ -404,11 +404,13 @@ class TuneCommand:
         device = resolve_device(self.training.device)
         with Progress("tune") as progress:
             if self.model is None:
+                from .training.step import choose_step
                 from .training.tune import tune
 
                 config = replace(self.training, step="explicit")
                 found = tune(config, device, self.minutes, afresh=self.afresh, count=progress.count, say=progress.say)
-                lines, content = [*found.table(), found.summary()], found.as_dict()
+                _, race = choose_step(replace(self.training, tune_minutes=self.minutes), device, afresh=self.afresh)
+                lines, content = [*found.table(), found.summary(), *race], found.as_dict()
             else:
                 from .runtime.triton_tuning import describe, tune_model
 

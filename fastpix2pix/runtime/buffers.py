@@ -7,12 +7,17 @@ from torch import Tensor
 
 from ..config import Form
 from ..errors import InputError
-from .engine import INPUT, OUTPUT
+from .engine import INPUT, OUTPUT, Layout
 
 
 def buffer_dtype(form: Form) -> torch.dtype:
     """Of input and output."""
     return torch.uint8 if form.pixels == "uint8" else torch.float32
+
+
+def buffer_layout(form: Form) -> Layout:
+    """Of a picture in them."""
+    return "nhwc" if form.pixels == "uint8" else "nchw"
 
 
 def buffer_shape(form: Form, images: int, height: int, width: int, channels: int) -> tuple[int, int, int, int]:

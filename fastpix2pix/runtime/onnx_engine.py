@@ -16,8 +16,8 @@ from ..data.images import to_uint8, to_unit
 from ..errors import EnvironmentFailed, InputError
 from ..model.weights import FORMAT, KEY
 from ..openmp import release_team
-from .buffers import buffer_shape, check_buffers
-from .engine import INPUT, OUTPUT, Layout
+from .buffers import buffer_layout, buffer_shape, check_buffers
+from .engine import INPUT, OUTPUT
 from .masks import Masks
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -42,8 +42,6 @@ class OnnxEngine:
     has no bf16 and no fp8), for a damaged one and for one that was made elsewhere.
     """
 
-    layout: Layout = "nchw"
-
     def __init__(self, model: str | Path | bytes, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
         self.name = "the ONNX graph" if isinstance(model, bytes) else str(model)
@@ -57,6 +55,7 @@ class OnnxEngine:
         self.modes, self.form = from_record(Modes, self.record["modes"]), from_record(Form, self.record["form"])
         self.in_channels, self.out_channels = config.in_channels, config.out_channels
         self.multiple = config.multiple
+        self.layout = buffer_layout(self.form)
         self._masks = Masks(config, self.modes, self.form)
 
     def translate(

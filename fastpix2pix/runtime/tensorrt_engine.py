@@ -12,8 +12,8 @@ from ..data.images import to_uint8, to_unit
 from ..device import resolve_device
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
-from .buffers import buffer_dtype, buffer_shape, check_buffers
-from .engine import INPUT, OUTPUT, Layout, latency
+from .buffers import buffer_dtype, buffer_layout, buffer_shape, check_buffers
+from .engine import INPUT, OUTPUT, latency
 from .masks import Masks
 from .plan import Machine, kernels, read_engine, update_plan
 from .tensorrt_library import Library, library, missing
@@ -46,8 +46,6 @@ class TensorRTEngine:
     share the workspace: one may start on another stream only when the one before is done.
     """
 
-    layout: Layout = "nchw"
-
     def __init__(
         self,
         path: str | Path,  # FILE, with FILE.json beside it
@@ -67,6 +65,7 @@ class TensorRTEngine:
         config = self.plan.generator
         self.modes, self.multiple = self.plan.modes, config.multiple
         self.in_channels, self.out_channels = config.in_channels, config.out_channels
+        self.layout = buffer_layout(self.plan.form)
         self._masks = Masks(config, self.modes, self.plan.form)
         self._graph = graph
         self._calls: dict[tuple[int, int, int], _Call] = {}

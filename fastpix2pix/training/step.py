@@ -49,7 +49,13 @@ def build_state(
 
 
 def choose_step(
-    config: Train, device: torch.device, processes: int = 1, *, resume: bool = False, quiet: bool = False
+    config: Train,
+    device: torch.device,
+    processes: int = 1,
+    *,
+    resume: bool = False,
+    afresh: bool = False,  # what was measured earlier does not count
+    quiet: bool = False,
 ) -> tuple[Step, list[str]]:
     """("modules" or "explicit", what to say of it). step = auto on a GPU: as measured there, now or earlier.
 
@@ -61,7 +67,7 @@ def choose_step(
     from . import race
 
     try:
-        found = race.kept(config, device)
+        found = None if afresh else race.kept(config, device)
         if found is None and config.tune_minutes:
             with Progress("step", quiet=quiet) as progress:
                 progress.say("step = auto: the explicit step is checked and timed beside the modules, once on this GPU")

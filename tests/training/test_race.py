@@ -130,6 +130,9 @@ def test_auto_is_what_was_found(config, monkeypatch, explicit, step):
     monkeypatch.setattr(racing, "kept", lambda config, device: None)
     monkeypatch.setattr(racing, "held", lambda config, device, minutes: found)
     assert choose_step(config, GPU, quiet=True) == (step, [in_words(found)])
+    monkeypatch.setattr(racing, "kept", lambda config, device: {"explicit": "wrong: once"})
+    assert choose_step(config, GPU, quiet=True) == ("modules", [in_words({"explicit": "wrong: once"})])
+    assert choose_step(config, GPU, afresh=True, quiet=True) == (step, [in_words(found)])
 
 
 def test_auto_where_nothing_is_measured(config, monkeypatch):
