@@ -70,7 +70,10 @@ def choose_step(
         found = None if afresh else race.kept(config, device)
         if found is None and config.tune_minutes:
             with Progress("step", quiet=quiet) as progress:
-                progress.say("step = auto: the explicit step is checked and timed beside the modules, once on this GPU")
+                progress.say(
+                    "step = auto: the explicit step is checked and timed beside the modules, once on this GPU "
+                    "(tune_minutes = 0 leaves it out)"
+                )
                 found = race.held(config, device, config.tune_minutes)
     except EnvironmentFailed as error:  # training can do without
         return "modules", [f"step = auto: modules; measuring failed ({error})"]
