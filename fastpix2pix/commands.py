@@ -404,13 +404,11 @@ class TuneCommand:
         device = resolve_device(self.training.device)
         with Progress("tune") as progress:
             if self.model is None:
-                from .training.step import choose_step
                 from .training.tune import tune
 
                 config = replace(self.training, step="explicit")
                 found = tune(config, device, self.minutes, afresh=self.afresh, count=progress.count, say=progress.say)
-                _, race = choose_step(replace(self.training, tune_minutes=self.minutes), device, afresh=self.afresh)
-                lines, content = [*found.table(), found.summary(), *race], found.as_dict()
+                lines, content = [*found.table(), found.summary()], found.as_dict()
             else:
                 from .runtime.triton_tuning import describe, tune_model
 
@@ -419,6 +417,11 @@ class TuneCommand:
                     count=progress.count,
                 )  # fmt: skip
                 lines = describe(content)
+        if self.model is None:
+            from .training.step import choose_step
+
+            _, race = choose_step(replace(self.training, tune_minutes=self.minutes), device, afresh=self.afresh)
+            lines += race
         for line in lines:
             say(line)
         if not content["complete"]:

@@ -68,7 +68,7 @@ def _ways(at: Setting, batch: int, *, brief: bool) -> dict[str, tuple[Build, str
 
     def standard(precision: str, channels_last: bool, read: bool, **options: object) -> State:
         if precision == "bf16" and at.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            raise Skipped("this CPU has no bf16: emulated, a step takes ten times as long")
+            raise Skipped("this CPU has no bf16, and would emulate it")
         return StandardStep(config_of(precision, **options), at.device, read=read, channels_last=channels_last)
 
     def modules(precision: str, **options: object) -> State:

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..config import Generator, Modes
 from ..model import Unet
 from ..tuning.cache import PlanCache, source_hash
+from ..tuning.verdicts import clearly_faster, one_line
 from .engine import TorchEngine, latency
 from .triton_engine import TritonEngine
 
 ALLOWED = {"fp32": 2e-3, "fp16": 2e-3, "bf16": 0.012}  # mean difference from PyTorch in fp32 (TF32), of [-1, 1]
-GAIN = 0.97  # of PyTorch's time, at most
 
 
 def compare(
@@ -37,7 +37,7 @@ def compare(
         found["triton"] = latency(triton, n, height, width)["ms"]
         found["torch"] = latency(TorchEngine(copy.deepcopy(net), modes, device, precision), n, height, width)["ms"]
     except Exception as error:  # whatever a kernel, a compiler or a driver raises
-        found["triton"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        found["triton"] = one_line(error)
     return found
 
 
@@ -53,8 +53,7 @@ def chosen(cache: PlanCache, config: Generator, modes: Modes, precision: str) ->
 
 def triton_wins(found: dict[str, Any]) -> bool:
     """Whether what `compare` gave speaks for it."""
-    own, other = found.get("triton"), found.get("torch")
-    return isinstance(own, float) and isinstance(other, float) and own <= GAIN * other
+    return clearly_faster(found.get("triton"), found.get("torch"))
 
 
 def in_words(found: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from ..tuning.cache import PlanCache
 from ..tuning.measure import step_ms
 from ..tuning.numerics import forward_error
 from ..tuning.products import keep_plans
+from ..tuning.verdicts import one_line
 from . import auto_choice
 from .load import resolve_modes
 from .triton_engine import DTYPES, TritonEngine
@@ -139,7 +140,7 @@ def _overlapped(
         ms = whole()
         return ms if torch.equal(y, expected) else "not the same picture"
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return one_line(error)
     finally:
         engine.overlap = False
 
@@ -156,7 +157,7 @@ def _measured(
         wrong = product_error(problem, plan, dtype, device, impl)
         return wrong or whole()
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return one_line(error)
 
 
 def product_error(

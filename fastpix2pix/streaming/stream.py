@@ -166,7 +166,7 @@ def _run_all(
             except Fastpix2pixError as error:
                 failed.append(error)
                 reports[pipeline] = pipeline.failed(error)
-                if pipeline.done and len(pipelines) > 1:
+                if len(reports) < len(pipelines):
                     say(f"{reports[pipeline].line()}; the others go on")
             except BaseException as error:
                 bugs.append(error)

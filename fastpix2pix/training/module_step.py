@@ -122,8 +122,7 @@ def large_weights_nchw(net: nn.Module) -> None:
     """For a CPU: the convolutions with large weights in NCHW, in place; the others stay channels-last.
 
     oneDNN gives every weight's gradient in NCHW, and autograd copies it into the weight's own format. Of a large
-    weight that copy costs more than channels-last saves: with it, unet_256's inner layers take 1.1 to 2.5 times as long
-    (AVX2 and AVX-512, 1 and 2 threads).
+    weight, as the inner layers of unet_256 have, that copy costs more than channels-last saves.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.numel() > LARGE:

@@ -25,13 +25,14 @@ from ..config import Train, from_record
 from ..device import resolve_precision
 from ..kernels.dispatch import current
 from ..tuning.cache import PlanCache, source_hash
+from ..tuning.verdicts import clearly_faster, one_line
 from .explicit_step import ExplicitStep
 from .graph import WARM_UP
 from .module_step import ModuleStep
 from .stages import How
 from .state import LOSSES, State
-from .trials import OUT_OF_MEMORY, one_line
-from .tune import subject
+from .trials import OUT_OF_MEMORY
+from .tune import random_pair, subject
 
 Race = dict[str, float | str]  # explicit, modules: milliseconds a step, or why it is not to be used
 Pair = tuple[Tensor, Tensor]
@@ -40,7 +41,6 @@ CHECKED = WARM_UP + 3  # steps: where the step is a CUDA graph, the last ones ar
 # Relative, of the first step and of later ones, in which roundings have gone through Adam
 ALLOWED = {"fp32": (5e-3, 0.05), "bf16": (0.01, 0.1), "fp16": (0.005, 0.1)}
 WAY = 0.05  # likewise: one rate or moment that is not the same, and it is several times that
-GAIN = 0.97  # of the modules' time, at most: less is not worth another step
 _SAMPLE_S, _ENOUGH_S = 0.2, 2.0  # seconds of a sample and of all, about
 _TIME_IS_UP = "time is up"
 
@@ -86,7 +86,7 @@ def race(config: Train, device: torch.device, impl: str = "triton") -> Race:
     """Check the explicit step, then time both. Nothing is raised for what one of them does."""
     explicit = replace(config, step="explicit", convolutions="library", init=None, init_discriminator=None)
     precision = resolve_precision(config.precision, device)
-    pairs = [_pair(config, device, seed) for seed in (1, 2)]
+    pairs = [random_pair(config, device, seed) for seed in (1, 2)]
     found: Race = {}
 
     def racer(name: str) -> State:
@@ -111,8 +111,7 @@ def race(config: Train, device: torch.device, impl: str = "triton") -> Race:
 
 def explicit_wins(found: Race) -> bool:
     """Whether the explicit step is to be taken."""
-    own, other = found.get("explicit"), found.get("modules")
-    return isinstance(own, float) and isinstance(other, float) and own <= GAIN * other
+    return clearly_faster(found.get("explicit"), found.get("modules"))
 
 
 def in_words(found: Race) -> str:
@@ -126,16 +125,6 @@ def in_words(found: Race) -> str:
 def _subject(config: Train, device: torch.device) -> dict[str, Any]:
     more = {"kind": "race", "ema": bool(config.ema), "steps": source_hash(__file__)}
     return subject(config, device) | more
-
-
-def _pair(config: Train, device: torch.device, seed: int) -> Pair:
-    size, draws = config.data.crop_size, torch.Generator().manual_seed(seed)
-
-    def images(channels: int) -> Tensor:
-        x = torch.rand(config.batch, channels, size, size, generator=draws).mul_(2).sub_(1).to(device)
-        return x.contiguous(memory_format=torch.channels_last)
-
-    return images(config.generator.in_channels), images(config.generator.out_channels)
 
 
 def _course(state: State, pairs: list[Pair]) -> Course:

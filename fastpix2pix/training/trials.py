@@ -10,6 +10,7 @@ import torch
 from ..kernels.conv_plan import ConvPlan
 from ..kernels.wgrad_plan import WgradPlan
 from ..tuning.measure import device_ms
+from ..tuning.verdicts import one_line
 from .plan_choice import Key, Times
 from .plan_sites import Run, Site, Sites
 
@@ -79,10 +80,6 @@ def product_name(key: Key, product: str) -> str:
     """What the names of all trials of one product begin with."""
     weight, images = key
     return f"{weight} x{images} {product} "
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def trials_of(found: Sites) -> dict[str, Trial]:

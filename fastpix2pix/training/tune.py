@@ -23,6 +23,7 @@ from ..kernels.dispatch import current, environment_reasons
 from ..kernels.wgrad_plan import WgradPlan
 from ..tuning.cache import PlanCache
 from ..tuning.measure import step_ms
+from ..tuning.verdicts import one_line
 from .convolution import Plans
 from .explicit_step import ExplicitStep
 from .plan_choice import Key, Times, best_plans
@@ -30,7 +31,7 @@ from .plan_sites import sites_of
 from .plans import static_plans
 from .stages import How
 from .trial_processes import process_count, verdicts
-from .trials import OUT_OF_MEMORY, one_line, product_name, tables_of, trials_of
+from .trials import OUT_OF_MEMORY, product_name, tables_of, trials_of
 
 Say = Callable[[str], None]
 Count = Callable[[int, int], None]  # done, of how many
@@ -146,6 +147,17 @@ def try_trials(
         yield name, trials[name].verdict()
 
 
+def random_pair(config: Train, device: torch.device, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of (input, target) as a step takes it."""
+    size, draws = config.data.crop_size, torch.Generator().manual_seed(seed)
+
+    def images(channels: int) -> torch.Tensor:
+        x = torch.rand(config.batch, channels, size, size, generator=draws).mul_(2).sub_(1).to(device)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    return images(config.generator.in_channels), images(config.generator.out_channels)
+
+
 def _measure(
     config: Train,
     device: torch.device,
@@ -209,13 +221,6 @@ def _known(plans: Plans, table: Times) -> Plans:
 
 def _step_ms(config: Train, device: torch.device, impl: str, plans: Mapping[Key, Plans]) -> float:
     state = ExplicitStep(replace(config, step="explicit", graph="off"), device, How(plans, impl))
-    size, generator = config.data.crop_size, config.generator
-    draws = torch.Generator().manual_seed(1)
-
-    def images(channels: int) -> torch.Tensor:
-        x = torch.rand(config.batch, channels, size, size, generator=draws).mul_(2).sub_(1).to(device)
-        return x.contiguous(memory_format=torch.channels_last)
-
-    x, y = images(generator.in_channels), images(generator.out_channels)
+    x, y = random_pair(config, device, seed=1)
     with torch.no_grad():
         return step_ms(lambda: state.body(x, y, 0), device)

@@ -1,7 +1,6 @@
 """Sources over a network, from a server of our own on the loopback: stalls, passwords, what playlists may name."""
 
 import base64
-import json
 import re
 import socket
 import threading
@@ -15,8 +14,11 @@ from itertools import pairwise
 import pytest
 
 from fastpix2pix import cli
+from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import EnvironmentFailed
+from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.stream import Stream as Video
+from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import FRAMES, make_video, packets_of, stamps_of
 
 LONGEST = 300.0  # seconds
@@ -136,30 +138,30 @@ def test_a_source_that_never_comes_back_ends_the_file_in_order(server, identity,
     assert 2 < len(stamps_of(tmp_path / "out.mp4")) < FRAMES
 
 
-def test_of_several_streams_one_that_breaks_off_is_named_and_the_others_go_on(server, model, clip, tmp_path, capsys):
-    broken_off = threading.Event()
+def test_of_several_streams_one_that_breaks_off_is_named_at_once_and_the_others_go_on(server, identity, clip, tmp_path):
+    named = threading.Event()
 
     def breaks_off(request, number):
         if number:
-            broken_off.set()
             return request.send_error(503)
         send(request, clip[: len(clip) // 2], len(clip))
 
     def goes_on(request, number):
         send(request, clip[: len(clip) // 2], len(clip))
-        broken_off.wait(LONGEST)
+        named.wait(LONGEST)
         request.wfile.write(clip[len(clip) // 2 :])
 
+    def say(line: str) -> None:
+        if re.search(r"^failed after \d+ frames: http.*a\.ts: .*; the others go on$", line):
+            named.set()
+
     urls = [f"http://{server(breaks_off)}/a.ts", f"http://{server(goes_on)}/b.ts"]
-    line = ["infer", str(model), *urls, f"{tmp_path}/out/", "--reconnects", "1", "--timeout", str(LONGEST)]
-    assert cli.main([*line, "--stats", "-"]) == 4
-    out, err = capsys.readouterr()
-    assert re.search(r"failed after \d+ frames: http.*a\.ts: .*; the others go on", err)
-    one, other = json.loads(out)["streams"]
-    assert one["error"] and not other["error"]
+    options = Stream(reconnects=1, timeout=LONGEST)
+    one, other = translate(identity, plan(urls, f"{tmp_path}/out/", Infer(), options), options, say=say).streams
+    assert named.is_set() and one.error and not other.error
     files = sorted((tmp_path / "out").iterdir())
-    assert [len(stamps_of(file)) for file in files] == [one["frames"]["out"], FRAMES]
-    assert 2 < one["frames"]["out"] < FRAMES == other["frames"]["out"]
+    assert [len(stamps_of(file)) for file in files] == [one.frames["out"], FRAMES]
+    assert 2 < one.frames["out"] < FRAMES == other.frames["out"]
 
 
 def test_a_source_that_never_answers(server, identity, tmp_path):

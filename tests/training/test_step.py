@@ -105,7 +105,7 @@ def test_large_weights_in_nchw_change_no_number(monkeypatch, ema):
         assert all(p.grad.stride() == p.stride() for p in net.parameters())
     for one, other in nets:
         for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
-            torch.testing.assert_close(b, a, rtol=0, atol=3 * config.lr, msg=name)
+            torch.testing.assert_close(b, a, rtol=0, atol=0.5 * config.lr, msg=name)
 
 
 def assert_parameters_agree(net: nn.Module, expected: nn.Module, gradients: dict[str, Tensor]) -> None:
