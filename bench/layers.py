@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastpix2pix.training.convolution import Node, aten_backward, aten_forward
+from fastpix2pix.training.convolution import aten_backward, aten_forward
 from fastpix2pix.training.layers import Layer, Shape, discriminator_layers, generator_layers
 
 from .devices import Setting
@@ -56,8 +56,8 @@ def _times(layer: Layer, at: Setting, ceilings: Values) -> Values:
     node = layer.node
     products = {
         "forward": lambda x, w, dy: aten_forward(x, w, node),
-        "dgrad": lambda x, w, dy: aten_backward(dy, x, w, node, None, True, False),
-        "wgrad": lambda x, w, dy: _wgrad(dy, x, w, node),
+        "dgrad": lambda x, w, dy: aten_backward(dy, x, w, node, True, False),
+        "wgrad": lambda x, w, dy: aten_backward(dy, x, w, node, False, True),
     }
     found: Values = {"x": layer.x, "w": layer.w, "y": layer.y, "copies": copies}
     for name, product in products.items():
@@ -68,10 +68,3 @@ def _times(layer: Layer, at: Setting, ceilings: Values) -> Values:
             found[name]["of_matmul"] = round(layer.flops / timing.median / 1e9 / ceilings["matmul_tflops"], 4)
             found[name]["of_copy"] = round(bytes_ / timing.median / 1e9 / ceilings["copy_tb_s"], 4)
     return found
-
-
-def _wgrad(dy: Tensor, x: Tensor, w: Tensor, node: Node) -> Tensor:
-    """The kernel's gradient alone, without the copy into an arena."""
-    stride, padding = [node.stride] * 2, [node.padding] * 2
-    transposed, only = node.kind == "transposed", [False, True, False]
-    return torch.ops.aten.convolution_backward(dy, x, w, None, stride, padding, [1, 1], transposed, [0, 0], 1, only)[1]

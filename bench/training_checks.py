@@ -99,6 +99,7 @@ def gradients(at: Setting, batch: int, impl: str, precision: str, own: bool = Fa
 
 
 def _gradients_of(state: State) -> dict[str, Tensor]:
+    """Of the first step; an explicit one keeps none, and Adam's first moments say what it was given."""
     nets = {"generator": state.generator, "discriminator": state.discriminator}
     arenas = {"generator": state.arena_g, "discriminator": state.arena_d} if isinstance(state, ExplicitStep) else {}
     found = {}
@@ -106,7 +107,7 @@ def _gradients_of(state: State) -> dict[str, Tensor]:
         assert net is not None
         for name, parameter in net.named_parameters():
             arena = arenas.get(prefix)
-            gradient = parameter.grad if arena is None else arena.gradients[name]
+            gradient = parameter.grad if arena is None else arena.moments[name][0] / (1 - state.config.beta1)
             assert gradient is not None
             found[f"{prefix}.{name}"] = gradient.detach().clone()
     return found

@@ -2,13 +2,15 @@
 
 Two segments per network, because their gradients differ in dtype: `weights` (the 4x4 and 3x3 kernels; gradients in the
 compute dtype, as the convolutions write them) and `vectors` (gamma, beta, biases; gradients in fp32). Each tensor is
-padded to 256 bytes and seen through a view; kernels are channels-last views.
+padded to 256 bytes and seen through a view; kernels are channels-last views. A kernel's gradient may also stay where
+the library makes it (`update_of`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +30,12 @@ class Segment:
 
     def part(self, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Segment:
         """A part of each array, by numbers from its beginning."""
-        p, m, v, g = (t.as_strided(shape, strides, offset) for t in (self.p, self.m, self.v, self.g))
-        return Segment(p, m, v, g, None if self.half is None else self.half.as_strided(shape, strides, offset))
+
+        def cut(t: Tensor) -> Tensor:
+            return t.as_strided(shape, strides, int(t.storage_offset()) + offset)
+
+        half = None if self.half is None else cut(self.half)
+        return Segment(cut(self.p), cut(self.m), cut(self.v), cut(self.g), half)
 
 
 class Arena:
@@ -48,6 +54,7 @@ class Arena:
         self.compute: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self.kernels: dict[str, Segment] = {}  # each one's numbers alone, in the arena's order
         self.addresses: dict[str, int] = {}
         at = {"weights": 0, "vectors": 0}
         for name, parameter in named.items():
@@ -62,6 +69,8 @@ class Arena:
             self.compute[name] = master if segment.half is None else _view(segment.half, shape, offset)
             self.gradients[name] = _view(segment.g, shape, offset)
             self.moments[name] = _view(segment.m, shape, offset), _view(segment.v, shape, offset)
+            if kind == "weights":
+                self.kernels[name] = segment.part(offset, (parameter.numel(),), (1,))
             self.addresses[name] = parameter.data_ptr()
         self.refresh()
 
@@ -70,26 +79,39 @@ class Arena:
         """Both, in the order they are updated."""
         return self.weights, self.vectors
 
-    def without_border(self, kernels: Sequence[str]) -> list[Segment]:
-        """The segments less the outer 12 of the 16 taps of the 4x4 kernels named, which follow the arena's order.
+    def updates(self, idle: Collection[str] = (), taken: Collection[str] = ()) -> list[Segment]:
+        """What one update goes over: all of the arena, in as few parts as there can be, but for kernels by name.
 
-        A kernel's middle taps are two runs of 2 I numbers for every O: one part [O, 2, 2 I] per kernel.
+        idle: 4x4 kernels of which only the middle taps are updated; taken: kernels that are updated on their own.
         """
         parts: list[Segment] = []
-        start = 0
-        for name in kernels:
-            kernel = self.gradients[name]
-            outer, inner, *_ = kernel.shape
-            offset = int(kernel.storage_offset())
-            if offset > start:
-                parts.append(self.weights.part(start, (offset - start,), (1,)))
-            parts.append(self.weights.part(offset + 5 * inner, (outer, 2, 2 * inner), (16 * inner, 4 * inner, 1)))
-            start = offset + _padded(kernel.numel())
-        parts.append(self.weights.part(start, (len(self.weights.p) - start,), (1,)))
+        start = end = 0
+        for name, kernel in self.kernels.items():
+            after = end + _padded(len(kernel.p))
+            if name in idle or name in taken:
+                if end > start:
+                    parts.append(self.weights.part(start, (end - start,), (1,)))
+                if name not in taken:
+                    parts.append(self._middle(name, kernel))
+                start = after
+            end = after
+        if end > start:
+            parts.append(self.weights.part(start, (end - start,), (1,)))
         return [*parts, self.vectors]
 
+    def update_of(self, name: str, gradient: Tensor, idle: Collection[str] = ()) -> Segment:
+        """What the update of one kernel goes over where its gradient lies elsewhere, channels-last."""
+        kernel = self.kernels[name]
+        kernel = replace(kernel, g=gradient.as_strided(kernel.p.shape, (1,)))
+        return self._middle(name, kernel) if name in idle else kernel
+
+    def _middle(self, name: str, kernel: Segment) -> Segment:
+        """The 4 of 16 taps of a 4x4 kernel: two runs of 2 I numbers for every O, [O, 2, 2 I]."""
+        outer, inner, *_ = self.compute[name].shape
+        return kernel.part(5 * inner, (outer, 2, 2 * inner), (16 * inner, 4 * inner, 1))
+
     def border_is_at_rest(self, kernels: Sequence[str]) -> bool:
-        """Whether both moments of those 12 taps are 0. Reads the device, once."""
+        """Whether both moments of these kernels' outer 12 taps are 0. Reads the device, once."""
         moments = [moment for name in kernels for moment in self.moments[name]]
         moving = [moment.count_nonzero() - moment[..., 1:3, 1:3].count_nonzero() for moment in moments]
         return not moving or not torch.stack(moving).any().item()
@@ -137,3 +159,13 @@ def _view(
 
 
 Parameters = Mapping[str, Tensor]  # state name -> tensor, as in Arena.compute and Arena.gradients
+
+
+class Gradients(NamedTuple):
+    """Where a backward pass leaves the gradients of the parameters."""
+
+    arrays: Parameters  # written, by name
+    accumulate: bool = False  # added to instead
+    # given a kernel's name and gradient (channels-last) where the library made it, in place of a copy into `arrays`;
+    # nothing in the pass reads that kernel afterwards
+    take: Callable[[str, Tensor], None] | None = None

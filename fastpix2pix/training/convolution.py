@@ -61,19 +61,19 @@ def aten_backward(
     x: Tensor,  # [N, C, H, W]
     w: Tensor,
     node: Node,
-    dw: Tensor | None,  # written where given: gradient of the kernel
     need_dx: bool,
-    accumulate: bool,  # add to dw
-) -> Tensor | None:
-    """The input's gradient where it is needed."""
+    need_dw: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the input and of the kernel, where they are needed; None else.
+
+    cuDNN makes a channels-last gradient of a channels-last kernel, oneDNN does not.
+    """
     seen = F.interpolate(x, scale_factor=2.0, mode="nearest") if node.kind == "resize" else x
-    wanted = [need_dx, dw is not None, False]
-    dx, new_dw, _ = torch.ops.aten.convolution_backward(dy, seen, w, None, *_arguments(node), wanted)
-    if dw is not None:
-        dw.copy_(dw + new_dw if accumulate else new_dw)
+    wanted = [need_dx, need_dw, False]
+    dx, dw, _ = torch.ops.aten.convolution_backward(dy, seen, w, None, *_arguments(node), wanted)
     if need_dx and node.kind == "resize":
         dx = 4 * F.avg_pool2d(dx, 2)
-    return dx if need_dx else None
+    return dx if need_dx else None, dw if need_dw else None
 
 
 def _arguments(node: Node) -> tuple:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.geometry import Source
 from ..kernels.norm_act import Output
 from ..model import PatchGAN
-from .arena import Parameters
+from .arena import Gradients, Parameters
 from .convolution import image
 from .stages import (
     Feature,
@@ -55,24 +55,21 @@ def discriminator_forward(
 
 def discriminator_backward(
     params: Parameters,
-    gradients: Parameters | None,  # written, by name; None: only the input's gradient is wanted
+    gradients: Gradients | None,  # None: only the input's is wanted
     saved: Saved,
     d_logits: Tensor,  # [groups * N * h * w] compute dtype
     how: How,
     *,
     need_dx: bool = False,
-    accumulate: bool = False,
 ) -> Tensor:  # [groups * N, C, H, W] gradient of the input; empty where it is not needed
     """Gradients of the parameters, of the input, or of both."""
     below, activation, sums = d_logits.view(-1, 1), "none", None
     for number in range(len(saved) - 1, -1, -1):
         stage = saved[number]
         outputs = [Output(below, activation)]
-        g = activate_backward(stage, params, gradients, outputs, how, sums=sums, accumulate=accumulate)
+        g = activate_backward(stage, params, gradients, outputs, how, sums=sums)
         activation = "leaky"
         norm = norm_of(saved[number - 1], params, activation) if number else None
         wanted = number > 0 or need_dx
-        below, sums = convolve_backward(
-            stage, params, gradients, g, how, need_dx=wanted, accumulate=accumulate, norm=norm
-        )
+        below, sums = convolve_backward(stage, params, gradients, g, how, need_dx=wanted, norm=norm)
     return image(below, *saved[0].x.size) if need_dx else below

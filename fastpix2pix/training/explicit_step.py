@@ -13,7 +13,7 @@ from ..config import Train
 from ..errors import InputError
 from ..kernels.adam import adam, advance, found_inf_
 from ..kernels.losses import gan_loss, l1_tanh_loss
-from .arena import Arena, Segment
+from .arena import Arena, Gradients, Segment
 from .convolution import rows
 from .discriminator_pass import discriminator_backward, discriminator_forward
 from .generator_pass import generator_backward, generator_forward, idle_border
@@ -40,6 +40,7 @@ class ExplicitStep(State):
         how: How,
         group: Group = ALONE,  # reduces each flat gradient before its update
         skip_idle: bool = True,  # leave taps alone that never meet a pixel, where that changes nothing
+        at_once: bool = True,  # update a kernel as soon as the library has its gradient, where nothing is to be awaited
     ) -> None:
         super().__init__(config, device, group)
         self.how = how
@@ -49,7 +50,8 @@ class ExplicitStep(State):
         self.arena_g = Arena(self.generator, self.dtype)
         self.arena_d = Arena(self.discriminator, self.dtype) if self.discriminator else None
         self.skip_idle = skip_idle
-        self.parts = self._parts()
+        self.idle = self._idle()
+        self.at_once = at_once and updates_at_once(self.precision, group.size)
         self.lr = torch.zeros((), device=device)
         self.counters = torch.tensor(self._counted(0), device=device)  # seed, step, first image: Philox
         self.updates = {n: torch.ones((), dtype=torch.int64, device=device) for n in ("g", "d")}  # next update's number
@@ -95,8 +97,9 @@ class ExplicitStep(State):
             impl=self.how.impl,
         )
         arena = self.arena_g
-        generator_backward(self.generator, arena.compute, arena.gradients, saved, d_raw, self.how)
-        self._update("g", arena)
+        gradients, taken = self._gradients("g", arena)
+        generator_backward(self.generator, arena.compute, gradients, saved, d_raw, self.how)
+        self._update("g", arena, taken)
         self._update_scale()
         images = len(x) * self.group.size
         advance(self.counters, self.updates["g"], images, self.found_inf.get("g"), impl=self.how.impl)
@@ -111,8 +114,9 @@ class ExplicitStep(State):
         gradient = torch.empty_like(logits)
         kind, impl = self.config.gan_loss, self.how.impl
         found = gan_loss(logits, (0.0, 1.0), 0.5, gradient, kind=kind, scale=self.scale, impl=impl)
-        discriminator_backward(arena.compute, arena.gradients, saved, gradient, self.how)
-        self._update("d", arena)
+        gradients, taken = self._gradients("d", arena)
+        discriminator_backward(arena.compute, gradients, saved, gradient, self.how)
+        self._update("d", arena, taken)
         self.updates["d"] += 1 if not self.found_inf else (self.found_inf["d"] == 0).to(torch.int64)
         return found
 
@@ -128,43 +132,52 @@ class ExplicitStep(State):
         channels = self.config.generator.out_channels
         return loss, rows(dx)[:, -channels:].contiguous().view(-1)
 
-    def _update(self, name: str, arena: Arena) -> None:
-        config, impl = self.config, self.how.impl
+    def _gradients(self, name: str, arena: Arena) -> tuple[Gradients, set[str]]:
+        """(where a backward pass leaves them, the kernels that it will have updated): the library's gradients are not
+        copied into the arena, and are still in the cache when Adam reads them."""
+        taken: set[str] = set()
+
+        def take(weight: str, gradient: Tensor) -> None:
+            self._adam(name, arena.update_of(weight, gradient, self.idle[name]))
+            taken.add(weight)
+
+        return Gradients(arena.gradients, take=take if self.at_once else None), taken
+
+    def _update(self, name: str, arena: Arena, taken: set[str]) -> None:
+        """Of all that is not `taken`."""
+        found_inf = self.found_inf.get(name)
         for segment in arena.segments:
             self.group.reduce(segment.g)
-        found_inf = self.found_inf.get(name)
         if found_inf is not None:
             found_inf.zero_()
             for segment in arena.segments:
-                found_inf_(segment.g, found_inf, impl=impl)
-        for segment in self.parts[name]:
-            adam(
-                segment.p,
-                segment.m,
-                segment.v,
-                segment.g,
-                segment.half,
-                self.lr,
-                self.updates[name],
-                beta1=config.beta1,
-                beta2=config.beta2,
-                scale=self.scale,
-                found_inf=found_inf,
-                impl=impl,
-            )
+                found_inf_(segment.g, found_inf, impl=self.how.impl)
+        for segment in arena.updates(self.idle[name], taken):
+            self._adam(name, segment)
 
-    def _parts(self) -> dict[str, list[Segment]]:
-        """What Adam updates of each arena.
+    def _adam(self, name: str, segment: Segment) -> None:
+        adam(
+            segment.p,
+            segment.m,
+            segment.v,
+            segment.g,
+            segment.half,
+            self.lr,
+            self.updates[name],
+            beta1=self.config.beta1,
+            beta2=self.config.beta2,
+            scale=self.scale,
+            found_inf=self.found_inf.get(name),
+            impl=self.how.impl,
+        )
+
+    def _idle(self) -> dict[str, list[str]]:
+        """Kernels of which only the middle taps are updated.
 
         A tap without pixels has gradient 0; while its moments are 0 too, its update is exactly 0 and can be left out.
         """
-        parts = {"g": list(self.arena_g.segments)}
-        if self.arena_d is not None:
-            parts["d"] = list(self.arena_d.segments)
         kernels = idle_border(self.config) if self.skip_idle else []
-        if kernels and self.arena_g.border_is_at_rest(kernels):
-            parts["g"] = self.arena_g.without_border(kernels)
-        return parts
+        return {"g": kernels if self.arena_g.border_is_at_rest(kernels) else [], "d": []}
 
     def _update_scale(self) -> None:
         if self.scale is not None:
@@ -188,7 +201,7 @@ class ExplicitStep(State):
             for key, moments in arena.moments.items():
                 for moment, into in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
                     into.copy_(tensors[f"{name}/{key}/{moment}"])
-        self.parts = self._parts()
+        self.idle = self._idle()
         if self.graph is not None:
             self.graph.forget()
         if self.scale is not None:
@@ -207,3 +220,8 @@ class ExplicitStep(State):
 
     def _arenas(self) -> list[tuple[str, Arena]]:
         return [("adam_g", self.arena_g)] + ([("adam_d", self.arena_d)] if self.arena_d else [])
+
+
+def updates_at_once(precision: str, processes: int) -> bool:
+    """Whether an update may begin before all gradients are there: no overflow to look for, none to wait for."""
+    return precision != "fp16" and processes == 1

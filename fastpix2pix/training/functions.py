@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..model import PatchGAN, Unet
-from .arena import Parameters
+from .arena import Gradients, Parameters
 from .convolution import rows
 from .discriminator_pass import discriminator_backward, discriminator_forward
 from .generator_pass import generator_backward, generator_forward
@@ -53,7 +53,7 @@ class _Generator(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         gradients = _zeros(ctx.net)
         d_raw = rows(dys[0] * (1 - y * y))
-        generator_backward(ctx.net, ctx.params, gradients, ctx.saved, d_raw, ctx.how)
+        generator_backward(ctx.net, ctx.params, Gradients(gradients), ctx.saved, d_raw, ctx.how)
         return None, None, None, None, *gradients.values()
 
 
@@ -66,12 +66,11 @@ class _Discriminator(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *d_logits: Tensor) -> Any:
+    def backward(ctx: Any, *dys: Tensor) -> Any:
         gradients = _zeros(ctx.net)
         need_dx = ctx.needs_input_grad[1]
-        dx = discriminator_backward(
-            ctx.params, gradients, ctx.saved, d_logits[0].contiguous(), ctx.how, need_dx=need_dx
-        )
+        d_logits = dys[0].contiguous()
+        dx = discriminator_backward(ctx.params, Gradients(gradients), ctx.saved, d_logits, ctx.how, need_dx=need_dx)
         return None, dx if need_dx else None, None, None, *gradients.values()
 
 

@@ -19,7 +19,7 @@ from ..kernels.geometry import Source
 from ..kernels.norm_act import Output
 from ..kernels.philox import Noise
 from ..model import Unet
-from .arena import Parameters
+from .arena import Gradients, Parameters
 from .convolution import Plans, image
 from .stages import (
     Feature,
@@ -138,37 +138,31 @@ def _up(stage: Stage, params: Parameters, reader: Plans, skip: _Skip | None, how
 def generator_backward(
     net: Unet,
     params: Parameters,
-    gradients: Parameters,  # written, by name; biases in front of a normalisation are left alone: theirs is exactly 0
+    gradients: Gradients,  # biases in front of a normalisation are left alone: theirs is exactly 0
     saved: Saved,
     d_raw: Tensor,  # [N * H * W, out] gradient of the last convolution's output, that is through tanh and bias
     how: How,
-    *,
-    accumulate: bool = False,  # add to the gradients
 ) -> None:
     """Every parameter's gradient."""
     last = net.config.depth - 1
-    bias = gradients[f"up.{last}.conv.bias"]
+    bias = gradients.arrays[f"up.{last}.conv.bias"]
     total = d_raw.sum(0, dtype=bias.dtype)
-    bias.copy_(bias + total if accumulate else total)
+    bias.copy_(bias + total if gradients.accumulate else total)
     skips: list[Tensor] = []  # gradients of the skips, outermost first
     g = d_raw
     for number in range(last, -1, -1):
         into = saved.up[number - 1] if number else saved.down[last]
         norm = norm_of(into, params, "relu")
-        below, sums = convolve_backward(saved.up[number], params, gradients, g, how, accumulate=accumulate, norm=norm)
+        below, sums = convolve_backward(saved.up[number], params, gradients, g, how, norm=norm)
         c = into.raw.shape[1]
         if below.shape[1] > c:
             skips.append(below[:, :c])
         outputs = [Output(below[:, -c:], "relu")]
-        g = activate_backward(into, params, gradients, outputs, how, sums=sums, accumulate=accumulate)
+        g = activate_backward(into, params, gradients, outputs, how, sums=sums)
     for level in range(last, -1, -1):
         other = Output(skips.pop(), "relu") if skips and level else None
         norm = norm_of(saved.down[level - 1], params, "leaky", other) if level else None
-        below, sums = convolve_backward(
-            saved.down[level], params, gradients, g, how, need_dx=level > 0, accumulate=accumulate, norm=norm
-        )
+        below, sums = convolve_backward(saved.down[level], params, gradients, g, how, need_dx=level > 0, norm=norm)
         if level:
             outputs = [Output(below, "leaky"), *([] if other is None else [other])]
-            g = activate_backward(
-                saved.down[level - 1], params, gradients, outputs, how, sums=sums, accumulate=accumulate
-            )
+            g = activate_backward(saved.down[level - 1], params, gradients, outputs, how, sums=sums)

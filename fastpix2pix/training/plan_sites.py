@@ -20,9 +20,10 @@ from ..kernels.norm_act import Output
 from ..kernels.wgrad_plan import WgradPlan, wgrad_candidates
 from ..model import PatchGAN, Unet
 from ..tuning.numerics import dgrad_error, forward_error, wgrad_error
-from .arena import Arena, Parameters
+from .arena import Arena, Gradients, Parameters
 from .convolution import Plans
 from .discriminator_pass import discriminator_forward
+from .explicit_step import updates_at_once
 from .generator_pass import Saved, generator_forward
 from .plan_choice import Key, Readers
 from .plans import layers_of, map_of, problems, static_plans
@@ -65,7 +66,7 @@ class Site:
     learns: bool  # its kernel's gradient is taken
     goes_on: bool  # its input's gradient is taken
     params: Parameters
-    gradients: Parameters
+    gradients: Gradients
     impl: str
     candidates: Candidates
 
@@ -122,7 +123,7 @@ class Site:
         return run
 
     def wgrad_run(self, plan: WgradPlan | None, own: bool) -> Run:
-        """The product, into the arena."""
+        """The product, to where the step wants it: into the arena, or the library's just made."""
         stage, g = replace(self.stage(own), plans=Plans(wgrad=plan)), self.gradient()
         how = How({self.key: stage.plans}, self.impl)
         return lambda: convolve_backward(stage, self.params, self.gradients, g, how, need_dx=False)
@@ -148,7 +149,7 @@ class Site:
 
     def wgrad_error(self, plan: WgradPlan, own: bool) -> str:
         stage = self.stage(own)
-        dw, geometry = self.gradients[stage.node.weight], stage.node.geometry
+        dw, geometry = self.gradients.arrays[stage.node.weight], stage.node.geometry
         return wgrad_error(stage.x.sources, self.gradient(), dw, geometry, stage.x.size, plan, self.impl)
 
     def gradient(self) -> Tensor:
@@ -167,7 +168,8 @@ class Site:
 class Common(NamedTuple):
     """What all sites of a network share."""
 
-    arena: Arena
+    params: Parameters
+    gradients: Gradients
     impl: str
     candidates: dict[Key, Candidates]
 
@@ -192,20 +194,24 @@ def sites_of(config: Train, device: torch.device, precision: str, impl: str) -> 
         x = torch.rand(count, channels, size, size, generator=draws).mul_(2).sub_(1).to(device, dtype)
         return x.contiguous(memory_format=torch.channels_last)
 
+    def common(arena: Arena) -> Common:
+        take = (lambda weight, gradient: None) if updates_at_once(precision, processes=1) else None
+        return Common(arena.compute, Gradients(arena.gradients, take=take), impl, candidates)
+
     net = Unet(config.generator).to(device).train()
     arena = Arena(net, dtype)
     x = images(batch, config.generator.in_channels)
     counters = torch.tensor([config.seed, 0, 0], device=device)
     plain, own = (generator_forward(net, arena.compute, x, counters, how)[1] for how in ways)
-    found = _generator_sites(net, plain, own, Common(arena, impl, candidates))
+    found = _generator_sites(net, plain, own, common(arena))
     readers = _generator_readers(net, batch)
     if config.adversarial:
         judge = PatchGAN(config.discriminator()).to(device).train()
-        common = Common(Arena(judge, dtype), impl, candidates)
+        arena = Arena(judge, dtype)
         for groups in (2, 1):
             seen = images(groups * batch, config.discriminator().in_channels)
-            first, second = (discriminator_forward(judge, common.arena.compute, seen, groups, how)[1] for how in ways)
-            found += _discriminator_sites(groups, first, second, common)
+            first, second = (discriminator_forward(judge, arena.compute, seen, groups, how)[1] for how in ways)
+            found += _discriminator_sites(groups, first, second, common(arena))
             keys = [(f"blocks.{n}.conv.weight", len(seen)) for n in range(len(judge.blocks))]
             readers |= {key: [reader] for key, reader in pairwise(keys)}
     return Sites(found, readers)
@@ -260,10 +266,10 @@ def _site(
     goes_on: bool = True,
 ) -> Site:
     key = stages[0].node.weight, stages[0].x.size.images
-    arena, impl, candidates = common
+    params, gradients, impl, candidates = common
     return Site(
         key, *stages, front, second, behind_second, *activations, learns, goes_on,
-        arena.compute, arena.gradients, impl, candidates.get(key, Candidates()),
+        params, gradients, impl, candidates.get(key, Candidates()),
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from ..kernels.geometry import Map, Source
 from ..kernels.norm_act import Output, Running, Statistics, norm_act, norm_act_backward
 from ..kernels.philox import Noise
 from ..kernels.rows import Sums
-from .arena import Parameters
+from .arena import Gradients, Parameters
 from .convolution import Node, Plans, aten_backward, aten_forward, image, node_of, rows
 
 
@@ -126,29 +126,27 @@ def product_groups(x: Feature, groups: int, fused: bool) -> int:
 def convolve_backward(
     stage: Stage,
     params: Parameters,
-    gradients: Parameters | None,  # the kernel's gradient is written there; None: it is not wanted
+    gradients: Gradients | None,  # where the kernel's goes; None: it is not wanted
     g: Tensor,  # [M, K] gradient of stage.raw
     how: How,
     *,
     need_dx: bool = True,
-    accumulate: bool = False,
     norm: Norm | None = None,  # the normalisation in front: its sums are taken where that saves a pass
 ) -> tuple[Tensor, Sums | None]:  # rows of the input's gradient; empty where it is not needed
     """dgrad and wgrad of the block's convolution."""
     node, plans, w = stage.node, stage.plans, params[stage.node.weight]
-    dw = None if gradients is None else gradients[node.weight]
-    if dw is not None and plans.wgrad is not None:
+    from_library = gradients if plans.wgrad is None else None
+    if gradients is not None and plans.wgrad is not None:
         conv_wgrad(
             stage.x.sources,
             g,
-            dw,
+            gradients.arrays[node.weight],
             node.geometry,
             stage.x.size,
-            accumulate=accumulate,
+            accumulate=gradients.accumulate,
             plan=plans.wgrad,
             impl=how.impl,
         )
-        dw = None
     dx, sums = g.new_empty(0), None
     if need_dx and plans.dgrad is not None:
         dx = g.new_empty(stage.x.size.rows, sum(source.rows.shape[1] for source in stage.x.sources))
@@ -166,12 +164,23 @@ def convolve_backward(
             impl=how.impl,
         ).sums
         need_dx = False
-    if need_dx or dw is not None:
+    if need_dx or from_library is not None:
         dy = image(g, *stage.size)
-        x = stage.x.tensor() if dw is not None else _like_input(stage, g)
-        found = aten_backward(dy, x, w, node, dw, need_dx, accumulate)
+        x = _like_input(stage, g) if from_library is None else stage.x.tensor()
+        found, dw = aten_backward(dy, x, w, node, need_dx, from_library is not None)
         dx = dx if found is None else rows(found)
+        if from_library is not None and dw is not None:
+            _leave(from_library, node.weight, dw)
     return dx, sums
+
+
+def _leave(gradients: Gradients, weight: str, dw: Tensor) -> None:
+    """Pass the library's gradient of a kernel on, or copy it to where it is wanted."""
+    if gradients.take is not None:
+        gradients.take(weight, dw.contiguous(memory_format=torch.channels_last))
+        return
+    into = gradients.arrays[weight]
+    into.copy_(into + dw if gradients.accumulate else dw)
 
 
 def _like_input(stage: Stage, g: Tensor) -> Tensor:
@@ -248,16 +257,15 @@ def norm_of(stage: Stage, params: Parameters, activation: str, other: Output | N
 def activate_backward(
     stage: Stage,
     params: Parameters,
-    gradients: Parameters | None,
+    gradients: Gradients | None,
     outputs: Sequence[Output],  # gradients of the activated outputs
     how: How,
     *,
     sums: Sums | None = None,  # of them, where they have been taken
-    accumulate: bool = False,
 ) -> Tensor:  # [M, K] gradient of stage.raw
     """Through activation, dropout and normalisation; writes the gradients of gamma, beta or the bias."""
     dx = torch.empty_like(stage.raw)
-    found: Parameters = {} if gradients is None else gradients
+    found, accumulate, _ = gradients or Gradients({})
     if stage.statistics is None:
         bias = f"{stage.name}.conv.bias"
         dbias = found.get(bias)

@@ -20,10 +20,20 @@ def test_fused_step_launches_little_more_than_half(costs):
     assert fused.aten + fused.triton < 0.6 * modules.aten
 
 
-def test_own_convolutions_spare_bytes(costs):
+def test_own_convolutions_launch_less_of_the_library(costs):
     own, library = costs["the same, own convolutions"], costs["explicit, bf16, Triton kernels"]
     assert own.aten < 0.5 * library.aten and own.triton > library.triton
-    assert own.megabytes < 0.95 * library.megabytes
+
+
+def test_own_convolutions_spare_bytes_of_larger_batches():
+    own, library = (cost(STEPS[n], 64) for n in ("the same, own convolutions", "explicit, bf16, Triton kernels"))
+    assert own.megabytes < 0.9 * library.megabytes
+
+
+def test_gradients_of_the_library_are_not_copied(costs):
+    """A copy of each would read and write 229 MB; without, no more is moved than `python -m bench.roofline` allows for
+    feature maps, kernels and the update, taps included that are not updated here."""
+    assert costs["explicit, bf16, Triton kernels"].megabytes < 190 + 226 + 1730
 
 
 def test_bytes_are_bounded_below_by_weights_and_optimiser(costs):

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpix2pix.config import train_config
@@ -13,8 +13,10 @@ from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.kernels import dispatch
 from fastpix2pix.training import checkpoint
 from fastpix2pix.training.arena import ALIGN, Arena
+from fastpix2pix.training.convolution import Plans
 from fastpix2pix.training.explicit_step import ExplicitStep
 from fastpix2pix.training.module_step import ModuleStep
+from fastpix2pix.training.plans import static_plans
 from fastpix2pix.training.processes import Group
 from fastpix2pix.training.stages import How
 from fastpix2pix.training.step import build_state
@@ -51,6 +53,10 @@ def batches(config, count: int) -> list[tuple[Tensor, Tensor]]:
     ]  # fmt: skip
 
 
+def first_moment(plain: ModuleStep, parameter: Parameter) -> Tensor:
+    return next(adam.state[parameter]["exp_avg"] for _, adam, _ in plain._optimisers() if parameter in adam.state)
+
+
 def rounding_noise(net: Module) -> float:
     """What is computed for a gradient that is zero, as that of a bias in front of an instance normalisation."""
     return 4e-6 * max(p.grad.abs().max().item() for p in net.parameters())
@@ -82,7 +88,8 @@ def test_equals_the_plain_step(options):
         for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
             size = q.grad.abs()
             clear = size > max(1e-2 * size.max().item(), noise)
-            torch.testing.assert_close(arena.gradients[name][clear], q.grad[clear], rtol=2e-2, atol=noise, msg=name)
+            found, expected = arena.moments[name][0], first_moment(plain, q)
+            torch.testing.assert_close(found[clear], expected[clear], rtol=2e-2, atol=noise, msg=name)
             torch.testing.assert_close(p[clear], q[clear], rtol=1e-2, atol=3e-4, msg=name)
         for (name, p), q in zip(a.named_buffers(), b.buffers(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4, msg=name)
@@ -99,7 +106,8 @@ def test_first_gradients_equal_autograd(options):
         noise = rounding_noise(net)
         for name, p in net.named_parameters():
             atol = 1e-4 * p.grad.abs().max().item() + noise
-            torch.testing.assert_close(arena.gradients[name], p.grad, rtol=1e-3, atol=atol, msg=name)
+            found = arena.moments[name][0] / (1 - explicit.config.beta1)  # as Adam was given it
+            torch.testing.assert_close(found, p.grad, rtol=1e-3, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +196,7 @@ def test_reduction_sees_every_gradient_before_its_update():
             seen.append(flat.data_ptr())
             flat.zero_()
 
-    state = ExplicitStep(config, CPU, How(impl="reference"), Drop())
+    state = ExplicitStep(config, CPU, How(impl="reference"), Drop(), at_once=False)
     before = {k: p.clone() for k, p in state.generator.named_parameters()}
     ((x, y),) = batches(config, 1)
     state.step(x, y, 0, 2e-4)
@@ -197,40 +205,115 @@ def test_reduction_sees_every_gradient_before_its_update():
     assert seen == [segment.g.data_ptr() for segment in segments]
 
 
+def span(t: Tensor) -> range:
+    """Its addresses."""
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return range(t.data_ptr(), t.data_ptr() + (last + 1) * t.itemsize)
+
+
 class Order(TorchDispatchMode):
     """The order in which convolutions read kernels and the optimiser writes half copies, by address."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.events: list[tuple[str, int]] = []
+        self.events: list[tuple[str, range]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name in ("convolution", "convolution_backward"):
-            self.events.append(("read", args[1 if name == "convolution" else 2].data_ptr()))
+            self.events.append(("read", span(args[1 if name == "convolution" else 2])))
         elif name == "copy_":
-            self.events.append(("write", args[0].data_ptr()))
+            self.events.append(("write", span(args[0])))
         return func(*args, **(kwargs or {}))
 
+    def of(self, kernel: Tensor) -> str:
+        """r and w in their order."""
+        own = span(kernel)
+        return "".join(kind[0] for kind, at in self.events if at.start < own.stop and own.start < at.stop)
 
-def test_no_half_kernel_is_read_after_its_update_but_the_discriminator_by_the_generator_step():
-    state = make(precision="bf16")
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_no_half_kernel_is_read_after_its_update_but_the_discriminator_by_the_generator_step(at_once):
+    state = ExplicitStep(make(precision="bf16").config, CPU, How(impl="reference"), at_once=at_once)
     ((x, y),) = batches(state.config, 1)
     with Order() as order:
         state.step(x, y, 0, 2e-4)
-    for arena, nets_reads_after in (
-        (state.arena_g, 0),
-        (state.arena_d, 2),
-    ):  # forward and backward through the updated D
-        kernels = {t.data_ptr(): name for name, t in arena.compute.items() if t.ndim == 4}
-        writes = [i for i, e in enumerate(order.events) if e == ("write", arena.weights.half.data_ptr())]
-        reads = [(i, kernels[p]) for i, (kind, p) in enumerate(order.events) if kind == "read" and p in kernels]
-        assert len(writes) == 1
-        after = [name for i, name in reads if i > writes[0]]
-        assert {name: after.count(name) for name in kernels.values()} == dict.fromkeys(
-            kernels.values(), nets_reads_after
+    for arena, expected in ((state.arena_g, "rrw"), (state.arena_d, "rrwrr")):  # rr: forward and backward
+        kernels = {name: t for name, t in arena.compute.items() if t.ndim == 4}
+        assert {name: order.of(t) for name, t in kernels.items()} == dict.fromkeys(kernels, expected)
+
+
+@pytest.mark.parametrize("idle", [(), ("b", "d")])
+@pytest.mark.parametrize("taken", [(), ("a",), ("b", "c"), ("d",), ("a", "b", "c", "d")])
+def test_updates_go_once_over_every_number_but_those_taken_and_idle(taken, idle):
+    net = Module()
+    shapes = {"a": (2, 3, 4, 4), "b": (8, 4, 4, 4), "c": (5, 3, 3, 3), "d": (4, 8, 4, 4), "e": (7,)}
+    for name, shape in shapes.items():
+        setattr(net, name, Parameter(torch.zeros(shape)))
+    arena = Arena(net, torch.float32)
+    for part in arena.updates(idle, taken):
+        part.p.add_(1)
+    for name in taken:
+        gradient = torch.full((arena.gradients[name].numel(),), 3.0)
+        part = arena.update_of(name, gradient, idle)
+        assert part.g.eq(3).all() and part.g.shape == part.p.shape
+        part.p.add_(1)
+    for name, p in net.named_parameters():
+        expected = torch.ones_like(p)
+        if name in idle:
+            expected[..., [0, 3], :] = 0
+            expected[..., [0, 3]] = 0
+        assert torch.equal(p, expected), name
+
+
+def everything(state: ExplicitStep) -> list[Tensor]:
+    segments = [s for arena in (state.arena_g, state.arena_d) if arena for s in arena.segments]
+    buffers = [b for net in (state.generator, state.discriminator) if net for b in net.buffers()]
+    return [t for s in segments for t in (s.p, s.m, s.v, s.half) if t is not None] + buffers
+
+
+AT_ONCE = [
+    ({}, "fp32"),
+    ({"precision": "bf16", "dropout": "paper", "ema": 0.9}, "bf16"),
+    ({"up": "resize", "in_channels": 1, "precision": "bf16"}, "kernels of no 16 n numbers, one input channel"),
+    ({"norm": "instance", "objective": "l1"}, "no discriminator"),
+    ({"pool": 3, "batch": 1}, "image pool"),
+    ({"crop_size": 64}, "nothing idle"),
+]
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["the library's", "every other by own products"])
+@pytest.mark.parametrize(("options", "why"), AT_ONCE, ids=[row[-1] for row in AT_ONCE])
+def test_updating_each_kernel_at_once_is_the_same_training_to_the_bit(options, why, mixed):
+    config = make(**options).config
+    plans = {key: Plans(wgrad=plan.wgrad) for key, plan in list(static_plans(config).items())[::2]} if mixed else {}
+    how = How(plans, "reference")
+    once, together = (ExplicitStep(config, CPU, how, at_once=at_once) for at_once in (True, False))
+    before = [t.clone() for t in everything(once)]
+    size, draws = config.data.crop_size, torch.Generator().manual_seed(5)
+    for number in range(3):
+        x, y = (
+            torch.rand(config.batch, channels, size, size, generator=draws) * 2 - 1
+            for channels in (config.generator.in_channels, config.generator.out_channels)
         )
-        assert len(reads) - len(after) == 2 * len(kernels)  # before: one forward, one backward
+        assert torch.equal(*(s.step(x, y, number, 1e-3) for s in (once, together)))
+    assert all(torch.equal(a, b) for a, b in zip(everything(once), everything(together), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(everything(once), before, strict=True))
+    arena, of_library = once.arena_g, [name for name in once.arena_g.kernels if (name, config.batch) not in plans]
+    assert of_library and not any(arena.kernels[name].g.any() for name in of_library)  # nothing was copied there
+    assert all(kernel.g.any() for kernel in together.arena_g.kernels.values())
+    assert mixed == bool(arena.weights.g.any())
+
+
+@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"processes": 2}], ids=str)
+def test_where_something_is_to_be_awaited_nothing_is_updated_at_once(options):
+    """fp16 looks for overflows in all gradients first, several processes sum them."""
+    options = dict(options)
+    group = Group(size=options.pop("processes", 1))
+    state = ExplicitStep(make(**options).config, CPU, How(impl="reference"), group)
+    ((x, y),) = batches(state.config, 1)
+    state.step(x, y, 0, 2e-4)
+    assert state.arena_g.weights.g.any() and state.arena_d.weights.g.any()
 
 
 def test_arena_views_are_the_parameters():

@@ -54,7 +54,7 @@ def arrays(state: ExplicitStep) -> list[Tensor]:
 
 
 def updated(state: ExplicitStep) -> int:
-    return sum(part.p.numel() for part in state.parts["g"])
+    return sum(part.p.numel() for part in state.arena_g.updates(state.idle["g"]))
 
 
 def everything(state: ExplicitStep) -> int:
@@ -70,8 +70,7 @@ def test_gradient_of_the_border_is_exactly_0_around_one_pixel_only(kind, dtype, 
     x, dy = (torch.randn(3, s, s, 64, generator=draws).permute(0, 3, 1, 2).to(DEVICE, dtype)
              for s in ((wide, narrow) if kind == "conv" else (narrow, wide)))  # fmt: skip
     w = torch.randn(64, 4, 4, 64, generator=draws).permute(0, 3, 1, 2).to(DEVICE, dtype)
-    dw = torch.full_like(w, torch.nan)
-    aten_backward(dy, x, w, Node("w", kind, 4, 2, 1), dw, False, False)
+    _, dw = aten_backward(dy, x, w, Node("w", kind, 4, 2, 1), False, True)
     assert dw[..., 1:3, 1:3].ne(0).all(0).all(0).all()
     dw[..., 1:3, 1:3] = 0
     assert dw.eq(0).all() == (pixels == 1)
@@ -169,4 +168,5 @@ def test_bytes_of_the_launches_show_the_saving(precision):
         tapes.append([launch for launch in tape if launch.kernel == "_adam_kernel"])
     short, full = (sum(launch.read + launch.written for launch in tape) for tape in tapes)
     assert full - short == 2 * IDLE * 28
-    assert len(tapes[0]) == len(tapes[1]) + 3  # the weights before, two kernels, the weights after; not one launch
+    # in fp16 the weights before, two kernels, the weights after, not one launch; else one launch for every kernel
+    assert len(tapes[0]) == len(tapes[1]) + (3 if precision == "fp16" else 0)

@@ -10,6 +10,7 @@ from fastpix2pix.config import Discriminator, Generator
 from fastpix2pix.kernels.philox import Noise, dropout_mask
 from fastpix2pix.model import build_discriminator, build_generator
 from fastpix2pix.training import functions, stages
+from fastpix2pix.training.arena import Gradients
 from fastpix2pix.training.convolution import aten_backward, rows
 from fastpix2pix.training.discriminator_pass import discriminator_backward, discriminator_forward
 from fastpix2pix.training.generator_pass import generator_backward, generator_forward
@@ -85,7 +86,7 @@ def test_generator(config, batch, why, accumulate):
         found, saved = generator_forward(net, params, x.contiguous(memory_format=torch.channels_last), COUNTERS, HOW)
         torch.testing.assert_close(found, y, rtol=1e-9, atol=1e-11)
         d_raw = rows(dy * (1 - found**2))
-        generator_backward(net, params, gradients, saved, d_raw, HOW, accumulate=accumulate)
+        generator_backward(net, params, Gradients(gradients, accumulate), saved, d_raw, HOW)
     expected = {k: p.grad + (start if accumulate and k not in biased else 0) for k, p in reference.named_parameters()}
     for k in biased:
         assert expected.pop(k).abs().max() < 1e-9
@@ -114,10 +115,10 @@ def test_discriminator_on_translated_and_real_joined(config, why, batch):
             net, params, x.detach().contiguous(memory_format=torch.channels_last), 2, HOW
         )
         torch.testing.assert_close(found, logits.detach(), rtol=1e-9, atol=1e-11)
-        dx = discriminator_backward(params, gradients, saved, d_logits, HOW, need_dx=True)
+        dx = discriminator_backward(params, Gradients(gradients), saved, d_logits, HOW, need_dx=True)
         again = discriminator_backward(params, None, saved, d_logits, HOW, need_dx=True)
         assert torch.equal(dx, again)  # the parameters' gradients are independent of it
-        assert discriminator_backward(params, gradients, saved, d_logits, HOW).numel() == 0
+        assert discriminator_backward(params, Gradients(gradients), saved, d_logits, HOW).numel() == 0
     torch.testing.assert_close(dx, x.grad, rtol=1e-7, atol=1e-10)
     expected = {k: p.grad for k, p in reference.named_parameters()}
     unseen = {k for k in expected if k.endswith("conv.bias") and not gradients[k].any()}
