@@ -46,6 +46,8 @@ void sum_rows(TapsView taps, int y, std::ptrdiff_t n, float* sums, const RowAt& 
   flush();
 }
 
+long long area(int width, int height) { return static_cast<long long>(width) * height; }
+
 rows::Rows ordered(Format format, rows::Rows rgb) {
   if (format == Format::bgr) std::swap(rgb.c[0], rgb.c[2]);
   return rgb;
@@ -54,15 +56,17 @@ rows::Rows ordered(Format format, rows::Rows rgb) {
 }  // namespace
 
 // A row holds the network's or the crop's columns, and chroma pairs that begin one column early.
-InputPlan::InputPlan(const InputSpec& spec, int threads)
+InputPlan::InputPlan(const InputSpec& spec, int threads, int grain)
     : spec_(validated(spec)),
       resize_(make_resize(spec)),
-      pool_(checked(threads)),
+      pool_(checked(threads), grain),
       scratch_(threads, std::max(spec.network.width, spec.crop.width + 3)) {}
 
 void InputPlan::run(void* network, const ConstPlanes& frame) {
   std::lock_guard lock(mutex_);
-  pool_.for_rows(spec_.network.height, [&](int worker, int y) { row(worker, y, network, frame); });
+  const long long pixels =
+      std::max(area(spec_.crop.width, spec_.crop.height), area(spec_.network.width, spec_.network.height));
+  pool_.for_rows(spec_.network.height, pixels, [&](int worker, int y) { row(worker, y, network, frame); });
 }
 
 void InputPlan::row(int worker, int y, void* network, const ConstPlanes& frame) {
@@ -140,25 +144,27 @@ void InputPlan::store(rows::Rows levels, int y, void* network) const {
   spec_.network.half ? into(static_cast<rows::Half*>(network)) : into(static_cast<float*>(network));
 }
 
-OutputPlan::OutputPlan(const OutputSpec& spec, int threads)
+OutputPlan::OutputPlan(const OutputSpec& spec, int threads, int grain)
     : spec_(validated(spec)),
       resize_(make_resize(spec)),
-      pool_(checked(threads)),
+      pool_(checked(threads), grain),
       scratch_(threads, std::max(spec.frame.width, spec.region.width)) {}
 
 void OutputPlan::run(const Planes& frame, const void* network) {
   std::lock_guard lock(mutex_);
   const Format format = spec_.frame.format;
   const std::ptrdiff_t width = spec_.frame.width;
+  const long long pixels =
+      std::max(area(spec_.region.width, spec_.region.height), area(spec_.frame.width, spec_.frame.height));
   const auto row_of = [&](int plane, int y) { return frame.data[plane] + y * frame.stride[plane]; };
   if (!is_yuv(format)) {
-    return pool_.for_rows(spec_.frame.height, [&](int worker, int y) {
+    return pool_.for_rows(spec_.frame.height, pixels, [&](int worker, int y) {
       const rows::Rows line = scratch_.rows(worker, Scratch::kLine);
       load(worker, y, network, line);
       rows::store_packed(ordered(format, line), packed_channels(format), width, row_of(0, y));
     });
   }
-  pool_.for_rows((spec_.frame.height + 1) / 2, [&](int worker, int pair) {
+  pool_.for_rows((spec_.frame.height + 1) / 2, pixels, [&](int worker, int pair) {
     const rows::Rows top = scratch_.rows(worker, Scratch::kLine);
     rows::Rows bottom = top;  // an odd last row stands for two
     load(worker, 2 * pair, network, top);

@@ -32,7 +32,7 @@ class Scratch {
 // A plan converts one frame at a time; calls from several threads wait for each other.
 class InputPlan {
  public:
-  explicit InputPlan(const InputSpec& spec, int threads = 1);
+  explicit InputPlan(const InputSpec& spec, int threads = 1, int grain = kGrain);
   const InputSpec& spec() const { return spec_; }
   // network: tensor_bytes(spec.network), aligned to its elements.
   void run(void* network, const ConstPlanes& frame);
@@ -52,7 +52,7 @@ class InputPlan {
 
 class OutputPlan {
  public:
-  explicit OutputPlan(const OutputSpec& spec, int threads = 1);
+  explicit OutputPlan(const OutputSpec& spec, int threads = 1, int grain = kGrain);
   const OutputSpec& spec() const { return spec_; }
   void run(const Planes& frame, const void* network);
 

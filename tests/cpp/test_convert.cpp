@@ -54,7 +54,7 @@ void compare_input(const InputSpec& spec, int threads) {
   const TestFrame frame(spec.frame, 3, 1);
   const Resize resize = make_resize(spec);
   std::vector<T> rows = tensor<T>(spec.network, 2), pixels = tensor<T>(spec.network, 3);
-  InputPlan(spec, threads).run(rows.data(), as_const(frame.planes));
+  InputPlan(spec, threads, 1).run(rows.data(), as_const(frame.planes));
   const InputSampler sampler{spec, resize.rows.view(), resize.columns.view()};
   with_format(spec.frame.format, [&](auto format) {
     for (int y = 0; y < spec.network.height; ++y) {
@@ -72,7 +72,7 @@ void compare_output(const OutputSpec& spec, int threads) {
   TestFrame rows(spec.frame, 3, 1), pixels(spec.frame, 3, 1);  // equal beside the rows too
   const Resize resize = make_resize(spec);
   const std::vector<T> network = tensor<T>(spec.network, 2);
-  OutputPlan(spec, threads).run(rows.planes, network.data());
+  OutputPlan(spec, threads, 1).run(rows.planes, network.data());
   const OutputSampler sampler{spec, resize.rows.view(), resize.columns.view()};
   with_format(spec.frame.format, [&](auto constant) {
     constexpr Format format = constant();
@@ -168,8 +168,8 @@ void plans_allocate_nothing() {
   const TestFrame frame(in.frame, 0, 1);
   TestFrame back(in.frame, 0, 2);
   std::vector<rows::Half> network = tensor<rows::Half>(in.network, 3);
-  InputPlan to_network(in, 2);
-  OutputPlan to_frame(out, 2);
+  InputPlan to_network(in, 2, 1);
+  OutputPlan to_frame(out, 2, 1);
   const long before = allocations();
   for (int i = 0; i < 100; ++i) {
     to_network.run(network.data(), as_const(frame.planes));
@@ -182,7 +182,7 @@ void several_threads_may_use_one_plan() {
   const Geometry& g = kGeometries[7];
   const InputSpec spec = input_spec(g, Format::rgb, true, false, Filter::area, Border::reflect, {});
   const TestFrame frame(spec.frame, 3, 1);
-  InputPlan plan(spec, 2);
+  InputPlan plan(spec, 2, 1);
   std::vector<float> wanted = tensor<float>(spec.network, 2);
   plan.run(wanted.data(), as_const(frame.planes));
   std::vector<std::thread> threads;
