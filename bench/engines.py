@@ -19,6 +19,7 @@ from fastpix2pix.config import Modes, NormStats
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.model import Unet, build_generator
 from fastpix2pix.runtime.triton_engine import TritonEngine
+from fastpix2pix.tuning.products import Ways
 
 from .baselines import graphed_translate
 from .devices import Setting, synthetic_pairs
@@ -53,8 +54,9 @@ def _run_modes(report: Report, at: Setting, net: Unet, modes: Modes, x: Tensor) 
         "eager fp32": (partial(_eager, at, net, modes, torch.float32), 0.0),
         "eager fp16": (partial(_eager, at, net, modes, torch.float16), 0.0),
         "eager fp16, CUDA graph": (partial(_graphed, at, net, modes, x), 0.0),
-        "own kernels fp16, CUDA graph": (partial(_own, at, net, modes, False), kernels),
-        "own kernels fp16 that overlap, CUDA graph": (partial(_own, at, net, modes, True), kernels),
+        "own kernels fp16, CUDA graph": (partial(_own, at, net, modes, Ways()), kernels),
+        "own kernels fp16 that overlap, CUDA graph": (partial(_own, at, net, modes, Ways(overlap=True)), kernels),
+        "own kernels fp16, readers normalise, CUDA graph": (partial(_own, at, net, modes, Ways(lazy=True)), kernels),
         "engine fp16, CUDA graph": (partial(_engine, at, net, modes, x), building),
         "torch.compile fp16": (partial(_compiled, at, net, modes), compiling),
     }
@@ -104,12 +106,12 @@ def _eager(at: Setting, net: Unet, modes: Modes, dtype: torch.dtype) -> Translat
     return translate
 
 
-def _own(at: Setting, net: Unet, modes: Modes, overlap: bool) -> Translate:
+def _own(at: Setting, net: Unet, modes: Modes, ways: Ways) -> Translate:
     """The Triton engine; where its kernels overlap they give the same bits."""
     if at.device.type != "cuda":
         raise Skipped("a CUDA graph needs a CUDA device")
     try:
-        return TritonEngine(net, modes, at.device, "fp16", overlap=overlap).translate
+        return TritonEngine(net, modes, at.device, "fp16", **ways._asdict()).translate
     except EnvironmentFailed as error:
         raise Skipped(str(error)) from None
 

@@ -37,6 +37,7 @@ from fastpix2pix.training.plan_sites import Candidates, candidates_of
 from fastpix2pix.training.plans import static_plans
 from fastpix2pix.training.stages import How
 from fastpix2pix.tuning.cache import machine
+from fastpix2pix.tuning.products import Ways
 
 from .devices import ROOT, Setting, setting
 from .frame_rates import SIZES
@@ -141,9 +142,10 @@ def engine_launches(at: Setting, overlaps: Sequence[bool] = (False, True)) -> It
     """Of the Triton engine, at the sizes that are timed."""
     net = build_generator(at.config(1).generator).eval()
     multiple = net.config.multiple
-    for statistics, precision, overlap in product(get_args(NormStats), ("fp16", "bf16"), overlaps):
+    ways = [Ways(overlap, lazy) for overlap in overlaps for lazy in (False, True)]
+    for statistics, precision, way in product(get_args(NormStats), ("fp16", "bf16"), ways):
         with recorded(run=False) as tape:
-            engine = TritonEngine(net, Modes(norm_stats=statistics), CPU, precision, overlap=overlap)
+            engine = TritonEngine(net, Modes(norm_stats=statistics), CPU, precision, **way._asdict())
             for size in SIZES:
                 height, width = (-(-side // multiple) * multiple for side in size)
                 with FakeTensorMode(allow_non_fake_inputs=True):

@@ -43,7 +43,8 @@ class Product(NamedTuple):
 
     tiles: Tiles | None = None  # where statistics were asked for
     sums: Sums | None = None  # where a norm was given
-    partials: Tensor | None = None  # [splits, M, K] fp32 where they were asked for and the sum is split; y is unwritten
+    # [splits, M, K] fp32 where they were asked for and the sum is split; y and a second output are unwritten
+    partials: Tensor | None = None
 
 
 def conv(
@@ -55,6 +56,7 @@ def conv(
     *,
     bias: Tensor | None = None,  # [K] fp32
     activation: str = "none",
+    second: Output | None = None,  # its activation of the rounded y, written too
     groups: int = 1,  # of the sources' scales and of the statistics; a divisor of the images
     statistics: bool = False,  # of y, per tile
     partials: bool = False,  # leave partial sums where the sum is split
@@ -65,7 +67,7 @@ def conv(
     height, width = geometry.output(size.height), geometry.output(size.width)
     return _product(
         sources, w, geometry, geometry.forward(), size, Map(size.images, height, width), y,
-        bias, activation, groups, statistics, partials, None, plan, impl,
+        bias, activation, second, groups, statistics, partials, None, plan, impl,
     )  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def conv_dgrad(
     height, width = geometry.output(size.height), geometry.output(size.width)
     return _product(
         [Source(g)], w, geometry, geometry.dgrad(), Map(size.images, height, width), size, dx,
-        None, "none", groups, False, partials, norm, plan, impl,
+        None, "none", None, groups, False, partials, norm, plan, impl,
     )  # fmt: skip
 
 
@@ -138,6 +140,7 @@ def _product(
     y: Tensor,
     bias: Tensor | None,
     activation: str,
+    second: Output | None,
     groups: int,
     statistics: bool,
     partials: bool,
@@ -148,11 +151,19 @@ def _product(
     if len(y) != output.rows:
         raise ValueError(f"conv: the output has {len(y)} rows; {output} needs {output.rows}")
     reasons = not_supported_reasons(sources, w, geometry, gather, size, y, groups)
+    if second is not None and (
+        second.rows.shape != y.shape or second.rows.dtype != y.dtype or second.rows.stride(1) != 1
+    ):
+        reasons.append(
+            f"the second output is {tuple(second.rows.shape)} {second.rows.dtype}; rows like the first needed"
+        )
     if choose("conv", impl, y, reasons) == "triton":
         problem = problem_of(gather, size, output, groups, sources, y.shape[1])
         plan = plan or conv_plan(problem)
-        return _conv_triton(problem, plan, sources, w, y, bias, activation, statistics, partials, norm)
-    return _conv_reference(sources, w, geometry, gather, size, output, y, bias, activation, groups, statistics, norm)
+        return _conv_triton(problem, plan, sources, w, y, bias, activation, second, statistics, partials, norm)
+    return _conv_reference(
+        sources, w, geometry, gather, size, output, y, bias, activation, second, groups, statistics, norm
+    )
 
 
 def _conv_reference(
@@ -165,6 +176,7 @@ def _conv_reference(
     y: Tensor,
     bias: Tensor | None,
     activation: str,
+    second: Output | None,
     groups: int,
     statistics: bool,
     norm: Norm | None,
@@ -184,7 +196,10 @@ def _conv_reference(
         wide = found.to(torch.promote_types(y.dtype, torch.float32))
         found = ACTIVATIONS[activation].forward(wide if bias is None else wide + bias)
     y.copy_(found)
-    wide = y.to(torch.promote_types(y.dtype, torch.float32)).view(groups, -1, y.shape[1])
+    wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    if second is not None:
+        second.rows.copy_(ACTIVATIONS[second.activation].forward(wide))
+    wide = wide.view(groups, -1, y.shape[1])
     if statistics:
         mean = wide.mean(1, keepdim=True)
         return Product(tiles=Tiles(mean, (wide - mean).square().sum(1, keepdim=True), wide.shape[1]))
@@ -213,6 +228,7 @@ def _conv_triton(
     y: Tensor,
     bias: Tensor | None,
     activation: str,
+    second_output: Output | None,
     statistics: bool,
     partials: bool,
     norm: Norm | None,
@@ -222,7 +238,8 @@ def _conv_triton(
     channels, parts = y.shape[1], gather.parities**2
     tiles = -(-problem.rows // plan.block_m)
     split = plan.splits > 1
-    if split and (bias is not None or activation != "none" or statistics or norm is not None) and not partials:
+    fused = bias is not None or activation != "none" or second_output is not None or statistics or norm is not None
+    if split and fused and not partials:
         plan = plan._replace(tap_splits=1, channel_splits=1)  # what is fused needs whole sums
         split = False
     into = y.new_empty(plan.splits, len(y), channels, dtype=torch.float32) if split else y
@@ -236,10 +253,12 @@ def _conv_triton(
     other = None if norm is None else norm.other
     read, written = _bytes(problem, sources, w, y, plan, norm)
     written += 0 if found is None else 4 * found.numel()
+    again = None if split else second_output  # of partial sums, what adds them up makes it
+    written += 0 if again is None else again.rows.numel() * again.rows.element_size()
     launch(
         _conv_kernel,
-        (problem.groups * tiles * -(-channels // plan.block_n), parts * plan.splits),
-        *(first.rows, None if second is None else second.rows, w, into),
+        (problem.groups * tiles * -(-channels // plan.block_n) * parts, plan.splits),
+        *(first.rows, None if second is None else second.rows, w, into, None if again is None else again.rows),
         *(first.scale, first.shift),
         *((None, None) if second is None else (second.scale, second.shift)),
         *(bias, *((None, None) if found is None else found.unbind())),
@@ -248,7 +267,8 @@ def _conv_triton(
         *(size.height, size.width, output.height, output.width, height, width),
         *(problem.rows, tiles, problem.inputs[0], problem.inputs[1] if second is not None else 0, channels),
         *(first.rows.stride(0), 0 if second is None else second.rows.stride(0)),
-        *(channels if split else y.stride(0), 0 if other is None else other.rows.stride(0)),
+        *(channels if split else y.stride(0), 0 if again is None else again.rows.stride(0)),
+        0 if other is None else other.rows.stride(0),
         *gather.strides(tuple(w.shape)),
         *(-(-problem.useful // plan.tap_splits), chunks[0], chunks[1] if second is not None else 0),
         *(plan.channel_splits, len(y), 0 if norm is None else norm.x.shape[1]),
@@ -265,7 +285,10 @@ def _conv_triton(
         ACT_B=0 if second is None else ACTIVATIONS[second.activation].id,
         ACT=ACTIVATIONS[activation].id if norm is None else ACTIVATIONS[norm.activation].id,
         ACT_OTHER=0 if other is None else ACTIVATIONS[other.activation].id,
+        ACT_2=0 if again is None else ACTIVATIONS[again.activation].id,
         FLAT=problem.flat,
+        DENSE=problem.flat and gather.kstep == 1 and gather.parities == 1 and not gather.inner_first,
+        FLATTEN=bool(plan.flatten),
         SPLIT=split,
         WHOLE_K=aligned and not problem.flat,
         WHOLE_N=channels % plan.block_n == 0,

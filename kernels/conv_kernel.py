@@ -7,7 +7,7 @@ from typing import Any
 
 from ._triton import jit, tl
 from .activations import activate, times_derivative
-from .conv_plan import DEEP, FLAT, LARGE, SMALL, THIN, Shape
+from .conv_plan import DEEP, FLAT, FLATTENED, LARGE, SMALL, THIN, Shape
 from .dispatch import CompileCase
 from .geometry import Gather, Geometry, dot
 from .overlap import enter, prefetch
@@ -19,6 +19,7 @@ def _conv_kernel(
     xb,  # [N * H * W, CB] rows with stride ldb, or None
     w,  # kernel
     y,  # [N * OH * OW, CO] rows with stride ldy, written; partial sums [splits, N * OH * OW, CO] fp32 where SPLIT
+    y2,  # [N * OH * OW, CO] rows with stride ldy2, written with ACT_2 of y; or None
     scale_a,  # [groups, CA] fp32 or None
     shift_a,
     scale_b,  # [groups, CB] fp32 or None
@@ -46,6 +47,7 @@ def _conv_kernel(
     lda,
     ldb,
     ldy,
+    ldy2,
     ldo,
     stride_tap,
     stride_k,
@@ -67,7 +69,10 @@ def _conv_kernel(
     ACT_B: tl.constexpr,
     ACT: tl.constexpr,  # of the output; with nx, of the normalisation's output that is differentiated
     ACT_OTHER: tl.constexpr,
+    ACT_2: tl.constexpr,
     FLAT: tl.constexpr,
+    DENSE: tl.constexpr,  # where FLAT: the kernel lies in the order of the sum
+    FLATTEN: tl.constexpr,  # the loops over taps and channels as one
     SPLIT: tl.constexpr,
     WHOLE_K: tl.constexpr,
     WHOLE_N: tl.constexpr,
@@ -77,12 +82,14 @@ def _conv_kernel(
     BK: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
+    # neighbours are the parities of a tile, then its columns: they read the same pixels
+    part, tile = tl.program_id(0) % (PARITIES * PARITIES), tl.program_id(0) // (PARITIES * PARITIES)
+    split = tl.program_id(1)
     columns = tl.cdiv(CO, BN)
-    first_col = (tl.program_id(0) % columns) * BN
+    first_col = (tile % columns) * BN
     col = first_col + tl.arange(0, BN)
-    tile = tl.program_id(0) // columns
+    tile = tile // columns
     group, tile = tile // tiles, tile % tiles
-    part, split = tl.program_id(1) % (PARITIES * PARITIES), tl.program_id(1) // (PARITIES * PARITIES)
     ph, pw = part // PARITIES, part % PARITIES
 
     row = tile * BM + tl.arange(0, BM)
@@ -104,7 +111,9 @@ def _conv_kernel(
             a = tl.load(base[:, None] + (ih * W + iw) * lda + c[None, :], mask=ok, other=0.0)
             if ACT_A != 0:
                 a = activate(a.to(tl.float32), ACT_A).to(a.dtype)
-            at = ((kh + KSTEP * th) * KERNEL + kw + KSTEP * tw) * stride_tap + c * stride_k
+            at = k
+            if not DENSE:
+                at = ((kh + KSTEP * th) * KERNEL + kw + KSTEP * tw) * stride_tap + c * stride_k
             ok = (k < TAPS * TAPS * CA)[:, None] & (col < CO)[None, :]
             b = tl.load(w + at[:, None] + col[None, :] * stride_n, mask=ok, other=0.0)
             acc = dot(a, b, acc, UPCAST)
@@ -130,7 +139,7 @@ def _conv_kernel(
                             BN, BK,
                         )  # fmt: skip
             tl.extra.cuda.gdc_wait()
-        for tap in range(first_tap, end_tap):
+        for tap in tl.range(first_tap, end_tap, flatten=FLATTEN):
             th, tw = low_h + tap // wide, low_w + tap % wide
             ih, iw = fh + th, fw + tw
             ok = inside & (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
@@ -163,6 +172,9 @@ def _conv_kernel(
             acc = activate(acc, ACT)
         rounded = acc.to(y.dtype.element_ty)
         tl.store(y + out[:, None] * ldy + col[None, :], rounded, mask=mask)
+        if y2 is not None:
+            again = activate(rounded.to(tl.float32), ACT_2).to(y.dtype.element_ty)
+            tl.store(y2 + out[:, None] * ldy2 + col[None, :], again, mask=mask)
         at = group * (PARITIES * PARITIES) * tiles + part * tiles + tile
         if nx is not None:
             c = col - (CO - NC)
@@ -208,7 +220,9 @@ def _add_source(
     BK: tl.constexpr,
 ):
     """acc plus one tap of one source."""
-    last = tl.minimum(first + count, C)
+    last = tl.maximum(
+        first, tl.minimum(first + count, C)
+    )  # Triton 3.7.1 flattens loops that end before they begin wrong
     for start in range(first, last, BK):
         k = start + tl.arange(0, BK)
         if WHOLE_K:
@@ -278,10 +292,12 @@ def compile_cases() -> list[CompileCase]:
     """Every block shape that a plan may have, in the heaviest of the forms that the networks need."""
     halving, doubling = Geometry(4, 2, 1).forward(), Geometry(4, 2, 1).dgrad()
     same, flipped = Geometry(4, 1, 1).forward(), Geometry(4, 1, 1).dgrad()
+    pixels = Geometry(3, 1, 1).forward()
     # a convolution's kernel; its dgrad's and a transposed one's are the reverse
     up: Types = {"stride_n": "i32:16", "stride_k": 1}
     back: Types = {"stride_n": 1, "stride_k": "i32:16"}
     affine, two = ("scale_a", "shift_a"), ("xb", "ldb", "CB", "chunk_b")
+    again = ("y2", "ldy2")
     both = (*two, *affine, "scale_b", "shift_b")
     norm = ("nx", "mean", "rstd", "gamma", "beta", "tile_1", "tile_2", "NC")
     stats = ("tile_1", "tile_2")
@@ -290,9 +306,10 @@ def compile_cases() -> list[CompileCase]:
     second = (*two, "scale_b", "shift_b")
     cases = []
     for shape in FLAT:  # e1 and c1; the dgrads of d1 and c5
-        cases.append(_compile_case(shape, halving, (), thin, FLAT=True, ACT=1))
+        cases.append(_compile_case(shape, halving, again, thin, FLAT=True, ACT=1, ACT_2=2))
         cases.append(_compile_case(shape, halving, norm, thin, FLAT=True, ACT=2))
-    for shape in THIN:  # d1; c5
+    for shape in THIN:  # d1, in two forms; c5
+        cases.append(_compile_case(shape, pixels, (), up | narrow, ACT=3))
         cases.append(_compile_case(shape, doubling, second, back | narrow, ACT_A=2, ACT_B=2, ACT=3))
         cases.append(_compile_case(shape, same, affine, up | narrow, ACT_A=1))
         cases.append(_compile_case(shape, same, affine, up | narrow, ACT_A=1, SPLIT=True))
@@ -303,26 +320,37 @@ def compile_cases() -> list[CompileCase]:
     cases.append(_compile_case(LARGE[1], halving, affine, up, SPLIT=True, ACT_A=1))
     cases.append(_compile_case(LARGE[1], doubling, both, back, SPLIT=True, ACT_A=2, ACT_B=2))
     for shape in (*LARGE, SMALL[1]):
+        cases.append(_compile_case(shape, halving, again, up, ACT=1, ACT_2=2))
+        cases.append(_compile_case(shape, doubling, stats, back))
         cases.append(_compile_case(shape, halving, (*affine, *stats), up, ACT_A=1))
         cases.append(_compile_case(shape, doubling, (*both, *stats), back, ACT_A=2, ACT_B=2))
         cases.append(_compile_case(shape, halving, (*norm, "other"), back, ACT=2, ACT_OTHER=1))
         cases.append(_compile_case(shape, doubling, (*norm, "other", "ldo"), back, ACT=1, ACT_OTHER=2))
         cases.append(_compile_case(shape, flipped, norm, back, ACT=1))
+    for forms in ((halving, up, stats), (halving, up, (*affine, *stats)), (doubling, back, (*norm, "other", "ldo"))):
+        gather, types, present = forms
+        for split in (False, True):
+            some = tuple(name for name in present if name in affine) if split else present
+            case = _compile_case(
+                FLATTENED, gather, some, types, SPLIT=split, ACT_A=int("scale_a" in some), FLATTEN=True
+            )
+            cases.append(case)
     return cases
 
 
 Types = dict[str, str | int]  # of arguments; a number is one that becomes a constant
 _OPTIONAL = (
-    *("xb", "scale_a", "shift_a", "scale_b", "shift_b", "bias", "tile_1", "tile_2"),
+    *("xb", "y2", "scale_a", "shift_a", "scale_b", "shift_b", "bias", "tile_1", "tile_2"),
     *("nx", "gamma", "beta", "mean", "rstd", "other"),
 )
-_NUMBERS = ("CB", "ldb", "chunk_b", "NC", "ldo")  # 0 where there is nothing to number
+_NUMBERS = ("CB", "ldb", "chunk_b", "NC", "ldo", "ldy2")  # 0 where there is nothing to number
 
 
 def _compile_case(shape: Shape, gather: Gather, present: Sequence[str], types: Types, **constants: int) -> CompileCase:
     """One block shape and form; `present`: the optional arguments that are there."""
     bm, bn, bk, warps, stages = shape
-    flags = {"ACT_A": 0, "ACT_B": 0, "ACT": 0, "ACT_OTHER": 0, "FLAT": False, "SPLIT": False}
+    flags = {"ACT_A": 0, "ACT_B": 0, "ACT": 0, "ACT_OTHER": 0, "ACT_2": 0}
+    flags |= {"FLAT": False, "DENSE": constants.get("FLAT", False), "FLATTEN": False, "SPLIT": False}
     whole = not constants.get("FLAT", False)
     constexprs: dict[str, Any] = {name: None for name in _OPTIONAL if name not in present}
     constexprs |= {name: 0 for name in _NUMBERS if name not in present}
@@ -340,7 +368,7 @@ def _compile_case(shape: Shape, gather: Gather, present: Sequence[str], types: T
 
 
 def _type(name: str, split: int) -> str:
-    if name in ("xa", "xb", "w", "nx", "other") or (name == "y" and not split):
+    if name in ("xa", "xb", "w", "y2", "nx", "other") or (name == "y" and not split):
         return "*bf16"
     if name == "y" or name in _OPTIONAL:
         return "*fp32"

@@ -73,6 +73,7 @@ class ConvPlan(NamedTuple):
     channel_splits: int  # parts of the sum over channels
     warps: int
     stages: int
+    flatten: int = 0  # 1: the loops over taps and channels as one, so that its loads never run dry
 
     @property
     def splits(self) -> int:
@@ -91,13 +92,16 @@ def conv_candidates(problem: Problem) -> list[ConvPlan]:
     """
     shapes = _shapes(problem)
     found = [_split(problem, *shape) for shape in shapes]
+    if len(problem.inputs) == 1 and shapes[0] in (*LARGE, *SMALL[1:]):
+        found[3:] = [_split(problem, *FLATTENED)._replace(flatten=1)]
     if found[0].splits > 1:  # half as many splits, twice the work of each
         found.append(_split(problem, *shapes[0], programs=PROGRAMS // 2))
     return list(dict.fromkeys(found))[:4]
 
 
 # Rows, channels, summed channels, warps, stages. At 8 warps or more Triton has miscompiled sums over one loop of taps
-# and channels (pytorch/pytorch#177823). The loops here are nested, but for FLAT, of which 4 warps are the safe plan.
+# and channels (pytorch/pytorch#177823). The loops here are nested, but for FLAT, of which 4 warps are the safe plan,
+# and FLATTENED.
 # No plan may be timed before its numbers were checked on the device (tuning/numerics.py): neither the interpreter nor
 # the compiler can see it.
 FLAT = ((128, 64, 64, 8, 2), (64, 64, 64, 4, 2))
@@ -105,6 +109,7 @@ THIN = ((128, 16, 64, 8, 4), (64, 16, 64, 4, 3))
 DEEP = ((16, 64, 128, 8, 4),)
 SMALL = ((32, 64, 128, 8, 3), (64, 64, 64, 8, 3))
 LARGE = ((128, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 128, 64, 8, 2))
+FLATTENED = (64, 64, 64, 4, 3)
 Shape = tuple[int, int, int, int, int]
 
 

@@ -109,7 +109,8 @@ def launch_plan(rows: int, channels: int, groups: int, splits: int = 1) -> Plan:
     block = _BLOCK if splits == 1 else _BLOCK // 4  # several parts are loaded at a time
     block_rows = min(block // block_channels, _next_power_of_2(rows))
     columns = _ceil_div(channels, block_channels)
-    tiles = min(_MAX_TILES, _ceil_div(_PROGRAMS, columns * groups), _ceil_div(rows, block_rows))
+    # not one more than there is room for: a last wave of a few programs takes as long as a full one
+    tiles = min(_MAX_TILES, max(1, _PROGRAMS // (columns * groups)), _ceil_div(rows, block_rows))
     tile_rows = _ceil_div(_ceil_div(rows, tiles), block_rows) * block_rows
     # a second launch costs more than reading that little twice
     if rows <= 2 * block_rows if splits == 1 else rows * splits <= _TWICE:

@@ -19,7 +19,7 @@ from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.runtime.triton_tuning import describe, product_error, tune_engine
 from fastpix2pix.training.plans import layers_of, problems
 from fastpix2pix.tuning.cache import PlanCache
-from fastpix2pix.tuning.products import keep_plans, measured_choice, measured_overlap
+from fastpix2pix.tuning.products import Ways, keep_plans, measured_choice, measured_ways
 
 TINY = ["--crop-size=32", "--depth=5", "--ngf=4", "--ndf=4", "--n-layers=1", "--device=cpu"]
 CPU = torch.device("cpu")
@@ -64,16 +64,18 @@ def test_a_generator_is_tuned_and_its_products_are_found_again(tmp_path):
     net, cache = build_generator(Generator(depth=5, ngf=4)).eval(), PlanCache(CPU, tmp_path)
     found = tune_engine(net, Modes("running"), CPU, "fp32", 1, (32, 64), 5, impl="reference", cache=cache)
     assert found["complete"]
-    assert len(found["products"]) == 10
+    assert len(found["products"]) == 10 + 4  # up-blocks with a skip read one source or two
     assert all(isinstance(ms, float) for product in found["products"] for ms in product["ms"].values())
     assert found["overlap_ms"] == "kernels overlap on a GPU only" and not found["overlap"]
-    assert "with static plans" in describe(found)[-3] and describe(found)[-2].startswith("kernels that overlap: ")
+    lines = describe(found)[-4:]
+    assert "with static plans" in lines[0] and lines[1].startswith("large maps normalised by their readers: ")
+    assert lines[2].startswith("kernels that overlap: ")
     choose = measured_choice(PlanCache(CPU, tmp_path), "fp32")
     met = []
-    engine = TritonEngine(
-        net, Modes("running"), CPU, "fp32", impl="reference", choose=lambda p: met.append(p) or choose(p)
-    )
-    engine.translate(torch.zeros(1, 3, 32, 64))
+    for lazy in (False, True):
+        TritonEngine(
+            net, Modes("running"), CPU, "fp32", impl="reference", choose=lambda p: met.append(p) or choose(p), lazy=lazy
+        ).translate(torch.zeros(1, 3, 32, 64))
     chosen = {product["problem"]: product["plan"] for product in found["products"]}
     assert {str(p): ".".join(map(str, choose(p))) for p in met} == chosen
 
@@ -89,6 +91,24 @@ def test_a_plan_that_is_right_and_slow_is_taken_before_one_that_is_wrong_and_fas
         right = [plan for plan, ms in product["ms"].items() if isinstance(ms, float)]
         assert product["plan"] in (right or product["ms"])
     assert any(isinstance(ms, float) for product in found["products"] for ms in product["ms"].values())
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_large_maps_are_left_to_their_readers_where_that_is_faster(tmp_path, monkeypatch, lazy):
+    ran = []
+    right = TritonEngine.enqueue
+    monkeypatch.setattr(TritonEngine, "enqueue", lambda self, *rest: ran.append(self.lazy) or right(self, *rest))
+
+    def step_ms(run, device):
+        run()
+        return 1.0 if ran[-1] == lazy else 2.0
+
+    monkeypatch.setattr(triton_tuning, "step_ms", step_ms)
+    net, cache = build_generator(Generator(depth=5, ngf=4)).eval(), PlanCache(CPU, tmp_path)
+    found = tune_engine(net, Modes(), CPU, "fp32", 1, (64, 64), 5, impl="reference", cache=cache)
+    assert (found["lazy"], found["lazy_ms"], found["after_ms"]) == (lazy, 1.0 if lazy else 2.0, 1.0)
+    assert ("not kept" in describe(found)[-3]) != lazy
+    assert measured_ways(PlanCache(CPU, tmp_path), "fp32") == Ways(overlap=False, lazy=lazy)
 
 
 @pytest.mark.gpu
@@ -127,11 +147,11 @@ def test_what_was_not_measured_is_static(tmp_path):
     problem, other = problems(layer, groups)
     cache = PlanCache(CPU, tmp_path)
     last = conv_candidates(problem)[-1]
-    keep_plans(cache, "bf16", {problem: last}, overlap=True)
+    keep_plans(cache, "bf16", {problem: last}, Ways(overlap=True))
     assert measured_choice(cache, "bf16")(problem) == last
     assert measured_choice(cache, "bf16")(other) == conv_plan(other)
     assert measured_choice(cache, "fp16")(problem) == conv_plan(problem)
-    assert measured_overlap(cache, "bf16") and not measured_overlap(cache, "fp16")
+    assert measured_ways(cache, "bf16") == Ways(overlap=True) and measured_ways(cache, "fp16") == Ways()
 
 
 def test_product_errors_are_none_for_right_kernels():

@@ -1,14 +1,15 @@
 """The generator as the project's own kernels: half weights packed once, one CUDA graph per shape of a batch.
 
-A block is one product with what is around it fused in, or, where its sum is split, two launches. A feature map is
-written once, raw or activated; its readers normalise and activate while loading, and an up-block reads its two inputs
-where they lie.
+A block is one product with what is around it fused in, or two launches where its sum is split or it normalises. What an
+up-block reads is written side by side by the blocks before it. Or `lazy`: a large map is written once, raw, and its
+readers, which are then more than memory-bound, normalise and activate while loading.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ from ..model import Unet
 from ..model.layers import Block, ResizeConv
 from ..model.unet import check_modes
 from ..tuning.cache import PlanCache
-from ..tuning.products import measured_choice, measured_overlap
+from ..tuning.products import measured_choice, measured_ways
 from .engine import Layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,6 +61,11 @@ class Layer:
     vectors: _Vectors
     noise: Noise | None
 
+    @property
+    def channels(self) -> int:
+        """Of its output."""
+        return self.geometry.forward().channels(tuple(self.w.shape))[1]
+
 
 def not_supported_reasons(device: torch.device) -> list[str]:
     """Why the kernels cannot run on a device here."""
@@ -85,6 +91,7 @@ class TritonEngine:
         graph: bool = True,  # capture on a GPU
         choose: Callable[[Problem], ConvPlan] | None = None,  # default: as `fastpix2pix tune` measured, else static
         overlap: bool | None = None,  # kernels begin while those before them end; default: as measured, else not
+        lazy: bool | None = None,  # readers of large maps normalise them; default: as measured, else not
     ) -> None:
         check_modes(net.config, modes)
         self.device = device or torch.device("cpu")
@@ -98,13 +105,18 @@ class TritonEngine:
         self._dtype, self._impl = DTYPES[self.precision], impl
         cache = PlanCache(self.device)
         self._choose = choose or measured_choice(cache, self.precision)
-        self.overlap = measured_overlap(cache, self.precision) if overlap is None else overlap
+        ways = measured_ways(cache, self.precision)
+        self.overlap = ways.overlap if overlap is None else overlap
+        self.lazy = ways.lazy if lazy is None else lazy
         if self.overlap and (reasons := overlap_reasons(self.device)):
             raise EnvironmentFailed(f"overlap = True: {'; '.join(reasons)}")
         self._counters = torch.tensor([modes.seed, int(modes.noise == "random"), 0], device=self.device)
         last = net.config.depth - 1
         self._down = [self._layer(b, "leaky" if i < last else "relu") for i, b in enumerate(_blocks(net.down))]
         self._up = [self._layer(b, "relu" if i < last else "tanh") for i, b in enumerate(_blocks(net.up))]
+        self._blocks_of_pixels = self._up[-1].geometry.transposed
+        if self._blocks_of_pixels:
+            self._up[-1] = _as_convolution(self._up[-1])
         self._pool = None
         if graph and self.device.type == "cuda":
             with torch.cuda.device(self.device):  # a pool is of the current one
@@ -159,7 +171,11 @@ class TritonEngine:
                 y = self._forward(self._rows(input), size)
         else:
             y = self._graph(size, input)(input)
-        output.copy_(y.view(n, h, w, -1).permute(0, 3, 1, 2))
+        if self._blocks_of_pixels:  # [n, h / 2, w / 2, 2, 2, C]
+            blocks = output.unflatten(3, (w // 2, 2)).unflatten(2, (h // 2, 2))  # [n, C, h / 2, 2, w / 2, 2]
+            blocks.copy_(y.view(n, h // 2, w // 2, 2, 2, -1).permute(0, 5, 1, 3, 2, 4))
+        else:
+            output.copy_(y.view(n, h, w, -1).permute(0, 3, 1, 2))
 
     def _check(self, input: Tensor, output: Tensor) -> None:
         n, channels, *sides = input.shape
@@ -187,38 +203,60 @@ class TritonEngine:
         self,
         x: Tensor,  # [N * H * W, in_channels] compute dtype
         size: Map,
-    ) -> Tensor:  # [N * H * W, out_channels]
-        features: list[Source] = []
-        a = Source(x.contiguous())
+    ) -> Tensor:  # [N * H * W, out_channels], or [N * H * W / 4, 4 * out_channels] where pixels come in blocks
+        left: list[Source] = []  # what the up-block of a level finds on its left, outermost first
+        a, last = Source(x.contiguous()), len(self._down) - 1
         with overlapping(self.overlap):
-            for layer in self._down:
-                a, size = self._apply(layer, [a], size)
-                features.append(a)
-            features.pop()
+            for level, layer in enumerate(self._down):
+                skip = self._skips and level < last
+                joined = self._joined(layer, size, x) if skip and not self.lazy else None
+                second = None if joined is None else Output(joined[:, : layer.channels], "relu")
+                a, size = self._apply(layer, [a], size, second=second)
+                if skip:
+                    left.append(a if joined is None else Source(joined))
             for number, layer in enumerate(self._up):
-                # relu(leaky(z)) = relu(z): the skip is read as it lies, whether raw or activated
-                skip = [features.pop()._replace(activation="relu")] if self._skips and number else []
-                a, size = self._apply(layer, [*skip, a], size)
+                beside = left.pop() if self._skips and number else None
+                if beside is None or not self.lazy:  # `a` is in its half of `joined`
+                    sources = [a if beside is None else beside]
+                else:  # relu(leaky(z)) = relu(z): the skip is read as it lies, whether raw or activated
+                    sources = [beside._replace(activation="relu"), a]
+                into = left[-1].rows[:, -layer.channels :] if left and not self.lazy else None
+                a, size = self._apply(layer, sources, size, into=into)
         return a.rows
 
-    def _apply(self, layer: Layer, sources: list[Source], size: Map) -> tuple[Source, Map]:
+    def _joined(self, layer: Layer, size: Map, like: Tensor) -> Tensor:  # [M, 2 * its channels]
+        """The two inputs of the up-block that a down-block's output goes to, side by side."""
+        height, width = layer.geometry.output(size.height), layer.geometry.output(size.width)
+        return like.new_empty(size.images * height * width, 2 * layer.channels)
+
+    def _apply(
+        self,
+        layer: Layer,
+        sources: list[Source],
+        size: Map,
+        *,
+        into: Tensor | None = None,  # [M, K] where the activated output goes; default: memory of its own
+        second: Output | None = None,  # a second one
+    ) -> tuple[Source, Map]:
         """One block: its activated output, or the raw one with what its readers apply."""
         if layer.enlarge:
             sources, size = [_enlarged(sources, size)], Map(size.images, 2 * size.height, 2 * size.width)
-        geometry, gather = layer.geometry, layer.geometry.forward()
+        geometry, gather, channels = layer.geometry, layer.geometry.forward(), layer.channels
         gamma, beta, mean, var = layer.vectors
-        channels = gather.channels(tuple(layer.w.shape))[1]
         out = Map(size.images, geometry.output(size.height), geometry.output(size.width))
-        y = sources[0].rows.new_empty(out.rows, channels)
         per_image = out.rows // size.images
         fused = layer.norm == "image" and per_image // gather.parities**2 >= TILE_ROWS
         groups = size.images if fused or any(source.scale is not None for source in sources) else 1
         plan = self._choose(problem_of(gather, size, out, groups, sources, channels))
         plain = layer.norm == "none"
+        more = [] if second is None else [second]
+        raw = sources[0].rows.new_empty(out.rows, channels)
+        y = raw if into is None or not plain else into
         product = conv(
             sources, layer.w, geometry, size, y,
             bias=layer.bias if plain else None,
             activation=layer.activation if plain else "none",
+            second=second if plain else None,
             groups=groups,
             statistics=fused and plan.splits == 1,
             partials=layer.norm != "running",
@@ -227,20 +265,20 @@ class TritonEngine:
         )  # fmt: skip
         if plain and product.partials is None:
             return Source(y), out
-        if product.tiles is not None and layer.noise is None and per_image >= LAZY_ROWS:
+        if self.lazy and product.tiles is not None and layer.noise is None and per_image >= LAZY_ROWS:
             scale = finalise(product.tiles, gamma, beta, rows=per_image, impl=self._impl)
-            return Source(y, layer.activation, scale.scale, scale.shift), out
-        z = torch.empty_like(y)
-        outputs = [Output(z, layer.activation)]
+            return Source(raw, layer.activation, scale.scale, scale.shift), out
+        z = torch.empty_like(raw) if into is None else into
+        outputs = [Output(z, layer.activation), *more]
         if plain:
-            bias_act(y, layer.bias, outputs, partials=product.partials, impl=self._impl)
+            bias_act(raw, layer.bias, outputs, partials=product.partials, impl=self._impl)
             return Source(z), out
         tiles, groups = product.tiles, size.images
         if layer.norm == "running":
             assert mean is not None and var is not None
             tiles, groups = Tiles(mean[None, None], var[None, None] * out.rows, out.rows), 1
         norm_act(
-            y, gamma, beta, outputs,
+            raw, gamma, beta, outputs,
             groups=groups, images=size.images, noise=layer.noise, tiles=tiles, partials=product.partials,
             impl=self._impl,
         )  # fmt: skip
@@ -276,6 +314,20 @@ class TritonEngine:
         stride, padding = found.stride[0], int(found.padding[0])
         geometry = Geometry(half.shape[2], stride, padding, isinstance(found, nn.ConvTranspose2d))
         return Layer(half, geometry, isinstance(found, ResizeConv), bias, activation, kind, vectors, noise)
+
+
+def _as_convolution(layer: Layer) -> Layer:
+    """A transposed 4x4 layer of few channels as one 3x3 convolution to the four pixels of a 2x2 block, row by row.
+
+    Exactly the same sums, and no pixel of the input is read and activated for each parity and tap anew.
+    """
+    w, bias = layer.w, layer.bias
+    inner, channels, *_ = w.shape
+    found = w.new_zeros(2, 2, channels, inner, 3, 3)
+    for ph, pw, th, tw in itertools.product(range(2), repeat=4):  # the taps of a parity (kernels/geometry.py)
+        found[ph, pw, :, :, ph + th, pw + tw] = w[:, :, 3 - ph - 2 * th, 3 - pw - 2 * tw].T
+    found = found.view(4 * channels, inner, 3, 3).contiguous(memory_format=torch.channels_last)
+    return replace(layer, w=found, geometry=Geometry(3, 1, 1), bias=None if bias is None else bias.repeat(4))
 
 
 class _Captured:

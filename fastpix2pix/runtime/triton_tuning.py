@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..model.load import load_generator
 from ..tuning.cache import PlanCache
 from ..tuning.measure import step_ms
 from ..tuning.numerics import forward_error
-from ..tuning.products import keep_plans
+from ..tuning.products import Ways, keep_plans
 from ..tuning.verdicts import one_line
 from . import auto_choice
 from .load import resolve_modes
@@ -56,9 +57,9 @@ def describe(found: dict[str, Any]) -> list[str]:
         times = ", ".join(f"{n} {f'{t:.4f}' if isinstance(t, float) else t}" for n, t in product["ms"].items())
         lines.append(f"{product['problem']}: {product['plan']} of {times or 'nothing measured'}")
     lines.append(f"generator: {found['before_ms']:.4f} ms with static plans, {found['after_ms']:.4f} ms with these")
-    ms = found["overlap_ms"]
-    kept = "kept" if found["overlap"] else "not kept"
-    lines.append(f"kernels that overlap: {f'{ms:.4f} ms, {kept}' if isinstance(ms, float) else ms}")
+    for name, what in (("lazy", "large maps normalised by their readers"), ("overlap", "kernels that overlap")):
+        ms, kept = found[f"{name}_ms"], "kept" if found[name] else "not kept"
+        lines.append(f"{what}: {f'{ms:.4f} ms, {kept}' if isinstance(ms, float) else ms}")
     return [*lines, auto_choice.in_words(found["backends"])]
 
 
@@ -77,7 +78,7 @@ def tune_engine(
 ) -> dict[str, Any]:
     """Measure the candidates of every product of one shape of batch; keeps what is fastest and returns what was found.
 
-    {"before_ms", "after_ms", "overlap_ms": ms or why not, "overlap": whether it is kept,
+    {"before_ms", "after_ms", "lazy_ms", "lazy": whether it is kept, "overlap_ms": ms or why not, "overlap": likewise,
      "products": [{"problem", "plan", "ms": {plan: ms or why not}}, ...], "complete",
      "backends": what auto_choice.compare gives}
     """
@@ -88,18 +89,23 @@ def tune_engine(
     def choose(problem: Problem) -> ConvPlan:
         return chosen.setdefault(problem, conv_plan(problem))
 
-    engine = TritonEngine(net, modes, device, precision, impl=impl, graph=False, choose=choose, overlap=False)
+    def build(ways: Ways, graph: bool) -> TritonEngine:
+        return TritonEngine(net, modes, device, precision, impl=impl, graph=graph, choose=choose, **ways._asdict())
+
+    engine, lazy = (build(Ways(lazy=lazy), graph=False) for lazy in (False, True))
     draws = torch.Generator().manual_seed(1)
     x = torch.rand(batch, engine.in_channels, *size, generator=draws).mul_(2).sub_(1).to(device)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty(batch, engine.out_channels, *size, device=device).contiguous(memory_format=torch.channels_last)
 
-    def whole() -> float:
+    def whole(engine: TritonEngine) -> float:
         return step_ms(lambda: engine.enqueue(x, y), device)
 
-    before = whole()  # and meets every product
+    before, meets = whole(engine), dict.fromkeys(chosen, engine)  # every product, and where it is
+    whole(lazy)
+    meets = dict.fromkeys(chosen, lazy) | meets
     products: list[dict[str, Any]] = []
-    for number, problem in enumerate(list(chosen)):
+    for number, (problem, at) in enumerate(meets.items()):
         found: dict[str, float | str] = {}
         right: dict[ConvPlan, float] = {}
         static = chosen[problem]
@@ -107,37 +113,39 @@ def tune_engine(
             if time.monotonic() > end:
                 break
             chosen[problem] = plan
-            found[_name(plan)] = ms = _measured(problem, plan, DTYPES[precision], device, impl, whole)
+            found[_name(plan)] = ms = _measured(problem, plan, DTYPES[precision], device, impl, partial(whole, at))
             if isinstance(ms, float):
                 right[plan] = ms
         chosen[problem] = min(right, key=lambda plan: right[plan], default=static)
         products.append({"problem": str(problem), "plan": _name(chosen[problem]), "ms": found})
         count(number + 1, len(chosen))
     complete = time.monotonic() <= end
-    after = whole()
+    after, lazy_ms = whole(engine), whole(lazy)
+    if lazy_ms < after:
+        engine, after = lazy, lazy_ms
     overlapped = _overlapped(engine, y, whole)
-    overlap = isinstance(overlapped, float) and overlapped < after
-    keep_plans(cache, precision, chosen, overlap)
-    tuned = TritonEngine(net, modes, device, precision, impl=impl, choose=choose, overlap=overlap)
-    backends = auto_choice.compare(tuned, net, x)
+    ways = Ways(isinstance(overlapped, float) and overlapped < after, engine.lazy)
+    keep_plans(cache, precision, chosen, ways)
+    backends = auto_choice.compare(build(ways, graph=True), net, x)
     auto_choice.keep(cache, net.config, modes, precision, backends)
-    return {"before_ms": before, "after_ms": after, "overlap_ms": overlapped, "overlap": overlap,
-            "products": products, "complete": complete, "backends": backends}  # fmt: skip
+    return {"before_ms": before, "after_ms": after, "lazy_ms": lazy_ms, "lazy": ways.lazy, "overlap_ms": overlapped,
+            "overlap": ways.overlap, "products": products, "complete": complete, "backends": backends}  # fmt: skip
 
 
 def _overlapped(
     engine: TritonEngine,
-    y: Tensor,  # what the last run wrote; the same has to come out
-    whole: Callable[[], float],
+    y: Tensor,  # what its runs write; the same has to come out
+    whole: Callable[[TritonEngine], float],
 ) -> float | str:
     """Milliseconds of the generator whose kernels overlap; or the reason why not."""
     if reasons := overlap_reasons(engine.device):
         return "; ".join(reasons)
+    whole(engine)
     expected = y.clone()
     y.fill_(torch.nan)
     engine.overlap = True
     try:
-        ms = whole()
+        ms = whole(engine)
         return ms if torch.equal(y, expected) else "not the same picture"
     except Exception as error:
         return one_line(error)

@@ -91,7 +91,7 @@ def test_record_of_a_good_run(runs):
         assert row["status"] == "ok" or (row["status"] == "skipped" and row["reason"])
     skipped = [row["row"] for row in record["rows"] if row["status"] == "skipped" and row["part"] not in GPU_ONLY]
     assert len([row for row in rows(record, "steps") if row["status"] == "skipped"]) == 3
-    assert len(skipped) == 3 + 2 * 4 and all("graph" in name for name in skipped), skipped
+    assert len(skipped) == 3 + 2 * 5 and all("graph" in name for name in skipped), skipped
 
 
 def test_every_kernel_is_checked_in_every_type(runs):

@@ -207,6 +207,7 @@ def test_splits(geometry, height, width, inputs, taps, channels, why, dtype):
     acts = ("relu",) * len(inputs)
     assert forward(*shape, activations=acts, plan=plan) <= 0
     assert forward(*shape, activations=acts, plan=plan, statistics=True) <= 0  # which a split sum cannot have
+    assert forward(*shape, activations=acts, plan=plan._replace(flatten=1)) <= 0
 
 
 @needs_triton
@@ -224,6 +225,30 @@ def test_partial_sums_are_left_where_they_are_asked_for():
     one = plan._replace(tap_splits=1, channel_splits=1)
     assert conv(sources, w, HALF, size, y, partials=True, plan=one, impl="triton").partials is None
     torch.testing.assert_close(y, whole, rtol=1e-5, atol=1e-5)
+
+
+SECOND = [  # geometry, size, channels, plan, why
+    (HALF, Map(2, 8, 6), 20, None, "odd widths"),
+    (Geometry(4, 2, 1, True), Map(1, 4, 4), 16, None, "parities"),
+    (HALF, Map(1, 16, 16), 64, ConvPlan(64, 64, 64, 2, 1, 8, 3), "a split sum that has to be whole"),
+]
+
+
+@pytest.mark.parametrize("impl", ["reference", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize(("geometry", "size", "channels", "plan", "why"), SECOND, ids=[s[-1] for s in SECOND])
+def test_a_second_output_is_an_activation_of_the_first(geometry, size, channels, plan, why, impl):
+    """Rows of both lie in wider ones, as those of a skip do."""
+    x, w = normal(size.rows, 12, seed=1).half(), kernel(geometry, 12, channels).half()
+    rows = size.images * geometry.output(size.height) * geometry.output(size.width)
+    both = torch.full((rows, 2 * channels + 5), math.nan, dtype=torch.float16, device=DEVICE)
+    y, again = both[:, :channels], both[:, channels + 2 : 2 * channels + 2]
+    second = Output(again, "relu")
+    conv([Source(x)], w, geometry, size, y, activation="leaky", second=second, plan=plan, impl=impl)
+    alone = torch.empty(rows, channels, dtype=torch.float16, device=DEVICE)
+    conv([Source(x)], w, geometry, size, alone, activation="leaky", plan=plan, impl=impl)
+    assert torch.equal(y, alone) and torch.equal(again, alone.relu())
+    assert (alone < 0).any() and (again > 0).any()
+    assert both.isnan().sum() == 5 * rows
 
 
 @needs_triton
@@ -333,6 +358,14 @@ def test_refusals():
         ([Source(x)], w, HALF, y.half(), {}, "the output is .* rows like the input needed"),
         ([Source(x, "none", normal(2, 8), normal(2, 8))], w, HALF, y, {}, r"a scale is \(2, 8\); \[1, 8\] contiguous"),
         ([Source(x)], w, HALF, y, {"groups": 3}, "1 images in 3 groups"),
+        (
+            [Source(x)],
+            w,
+            HALF,
+            y,
+            {"second": Output(y[:2], "relu")},
+            r"second output is \(2, 6\) .* the first",
+        ),
     ]
     for sources, weight, geometry, out, options, message in cases:
         with pytest.raises(NotSupported, match=message):

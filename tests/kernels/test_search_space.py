@@ -43,7 +43,7 @@ WGRADS = {(layer.node.geometry, map_of(layer.x), layer.w): layer for layer, _ in
 
 
 def shape(plan: ConvPlan) -> tuple[int, ...]:
-    return plan.block_m, plan.block_n, plan.block_k, plan.warps, plan.stages
+    return plan.block_m, plan.block_n, plan.block_k, plan.warps, plan.stages, plan.flatten
 
 
 def test_few_plans_the_static_one_first():
@@ -52,6 +52,7 @@ def test_few_plans_the_static_one_first():
         assert 1 <= len(plans) <= 4 and len(set(plans)) == len(plans), name
         assert plans[0] == conv_plan(problem)
         assert not problem.flat or plans[0].warps <= 4, name  # one loop of taps and channels (conv_plan.py)
+        assert not plans[0].flatten and all(plan.warps <= 4 for plan in plans if plan.flatten), name
     for given, layer in WGRADS.items():
         plans = wgrad_candidates(*given)
         assert 1 <= len(plans) <= 4 and len(set(plans)) == len(plans) and plans[0] == wgrad_plan(*given), layer.name
@@ -62,7 +63,7 @@ def test_every_plan_of_a_product_is_compiled_ahead():
     compiled = set()
     for case in conv_kernel.compile_cases():
         c = case.constexprs
-        sizes = c["BM"], c["BN"], c["BK"], case.num_warps, case.num_stages
+        sizes = c["BM"], c["BN"], c["BK"], case.num_warps, case.num_stages, int(c["FLATTEN"])
         compiled.add((sizes, c["FLAT"], c["SPLIT"]))
     for problem, name in PROBLEMS.items():
         for plan in PLANS[problem]:

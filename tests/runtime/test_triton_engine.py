@@ -80,9 +80,10 @@ def assert_as_right_as_torch(net: Unet, modes: Modes, precision: str, x: Tensor,
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("modes", MODES, ids=lambda m: f"{m.norm_stats} {m.noise}")
-def test_every_mode_is_the_generators(modes, impl):
-    assert_as_right_as_torch(network(), modes, "fp32", pictures(), 7, impl)
+def test_every_mode_is_the_generators(modes, lazy, impl):
+    assert_as_right_as_torch(network(), modes, "fp32", pictures(), 7, impl, lazy=lazy)
 
 
 NETWORKS = [
@@ -101,17 +102,20 @@ NETWORKS = [
 
 
 @needs_triton
+@pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize(("options", "images", "modes", "why"), NETWORKS, ids=[n[3] for n in NETWORKS])
-def test_every_network(options, images, modes, why):
+def test_every_network(options, images, modes, why, lazy):
     net = network(**options)
-    assert_as_right_as_torch(net, modes, "fp32", pictures(images, channels=net.config.in_channels), 2, "triton")
+    x = pictures(images, channels=net.config.in_channels)
+    assert_as_right_as_torch(net, modes, "fp32", x, 2, "triton", lazy=lazy)
 
 
 @needs_triton
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("statistics", ["image", "running"])
-def test_half_precision(precision, statistics):
-    assert_as_right_as_torch(network(), Modes(statistics, "fixed"), precision, pictures(), 0, "triton")
+@pytest.mark.parametrize("lazy", [False, True])
+def test_half_precision(precision, statistics, lazy):
+    assert_as_right_as_torch(network(), Modes(statistics, "fixed"), precision, pictures(), 0, "triton", lazy=lazy)
 
 
 def split(problem: Problem) -> ConvPlan:
@@ -131,9 +135,10 @@ def last(problem: Problem) -> ConvPlan:
 
 @needs_triton
 @pytest.mark.parametrize("choose", [split, last], ids=["split", "last"])
+@pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("modes", [Modes(), Modes("running", "fixed")], ids=str)
-def test_every_way_to_cut_the_products(modes, choose):
-    assert_as_right_as_torch(network(), modes, "fp32", pictures(1), 0, "triton", choose=choose)
+def test_every_way_to_cut_the_products(modes, choose, lazy):
+    assert_as_right_as_torch(network(), modes, "fp32", pictures(1), 0, "triton", choose=choose, lazy=lazy)
 
 
 @needs_triton
@@ -141,9 +146,26 @@ def test_large_maps_are_normalised_by_their_readers():
     """Raw maps with tiles of statistics and no pass between the blocks; a wrong scale of one image would show."""
     net, x = network(dropout="none"), pictures(2, 64, 64)
     with recorded() as tape:
-        assert_as_right_as_torch(net, Modes(), "fp32", x, 0, "triton", choose=whole)
+        assert_as_right_as_torch(net, Modes(), "fp32", x, 0, "triton", choose=whole, lazy=True)
     kernels = [entry.kernel for entry in tape]
     assert kernels.count("_finalise_kernel") >= 3 and kernels.count("_conv_kernel") == 10
+
+
+@needs_triton
+def test_folded_blocks_are_one_launch_each():
+    """With running statistics a product writes both outputs, and an up-block its half of what the next one reads."""
+    with recorded() as tape:
+        assert_as_right_as_torch(network(), Modes("running"), "fp32", pictures(), 0, "triton", choose=whole, lazy=False)
+    assert [entry.kernel for entry in tape] == 10 * ["_conv_kernel"]
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (96, 32)])
+def test_the_last_block_as_one_convolution(impl, height, width):
+    """Its pixels come in blocks of 2x2, which a map that is not square tells apart."""
+    net, x = network(out_channels=2), pictures(1, height, width)
+    assert engine(net, Modes(), impl=impl)._up[-1].geometry == (3, 1, 1, False)
+    assert_as_right_as_torch(net, Modes("running"), "fp32", x, 0, impl)
 
 
 def test_an_image_does_not_depend_on_its_batch():
