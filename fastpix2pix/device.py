@@ -36,6 +36,13 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def with_index(device: torch.device) -> torch.device:
+    """As its tensors name it: "cuda" alone is the current GPU, and equals the device of none of them."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def resolve_precision(
     precision: str,  # auto, fp32, bf16 or fp16
     device: torch.device,

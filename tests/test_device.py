@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fastpix2pix.device import resolve_device, resolve_precision
+from fastpix2pix.device import resolve_device, resolve_precision, with_index
 from fastpix2pix.errors import EnvironmentFailed, InputError
 
 CPU = torch.device("cpu")
@@ -29,6 +29,13 @@ def test_cuda_without_cuda_is_refused(name):
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(EnvironmentFailed, match=r"torch sees \d+ CUDA device"):
         resolve_device("cuda:99")
+
+
+def test_a_device_as_its_tensors_name_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert with_index(torch.device("cuda")) == torch.device("cuda:2")
+    assert with_index(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert with_index(CPU) == CPU
 
 
 def test_precision():

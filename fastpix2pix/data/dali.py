@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..device import with_index
 from ..errors import EnvironmentFailed, InputError
 from .batches import CHUNK, Batch, Feed, nchw
 from .images import MAX_PIXELS, READ_FORMATS, orientation
@@ -160,9 +161,7 @@ def training_batches(feed: Feed) -> Generator[Batch, None, None]:
     """
     if reasons := not_supported_reasons(feed.pairs, feed.in_channels, feed.out_channels):
         raise EnvironmentFailed(f"DALI cannot load these pairs: {'; '.join(reasons)}")
-    device = feed.device
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = with_index(feed.device)
     in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
     pool = ThreadPoolExecutor(max(feed.workers, 1))
     try:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import Form, Generator, Modes, from_record
 from ..data.images import to_uint8, to_unit
+from ..device import with_index
 from ..errors import EnvironmentFailed, InputError
 from ..model.weights import FORMAT, KEY
 from ..openmp import release_team
@@ -49,6 +50,7 @@ class OnnxEngine:
             raise EnvironmentFailed(f"{self.name} cannot run on {self.device}: {'; '.join(reasons)}")
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise InputError(f"{model}: no such file")
+        self.device = with_index(self.device)
         self._session = self._open(model)
         self.record = self._read_record()
         config = from_record(Generator, self.record["architecture"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import to_uint8, to_unit
-from ..device import resolve_device
+from ..device import resolve_device, with_index
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
 from .buffers import buffer_dtype, buffer_layout, buffer_shape, check_buffers
@@ -58,8 +58,7 @@ class TensorRTEngine:
         self.plan, data = read_engine(self.path)
         if reasons := not_supported_reasons(self.plan.target, device):
             raise EnvironmentFailed(f"{self.path} cannot run here: {'; '.join(reasons)}")
-        index = resolve_device(device).index
-        self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+        self.device = with_index(resolve_device(device))
         self._library = library(self.plan.target)
         self.plan.check(self.path, machine(self._library, self.device), model)
         config = self.plan.generator

@@ -15,6 +15,7 @@ import torch
 from av.codec.hwaccel import HWAccel
 
 from ..config import Stream
+from ..device import with_index
 from ..errors import EnvironmentFailed, InputError
 from .address import WHITELIST, Kind, shown
 
@@ -57,8 +58,7 @@ def _accelerator(stays: bool, device: str) -> HWAccel:
     """
     if not (stays and torch.cuda.is_available()):
         return HWAccel("cuda", allow_software_fallback=True, is_hw_owned=stays)
-    index = torch.device(device).index
-    where = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+    where = with_index(torch.device(device))
     torch.cuda.set_device(where)
     torch.zeros(1, device=where)
     context: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}

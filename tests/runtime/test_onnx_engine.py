@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastpix2pix as f2p
 from fastpix2pix.building.onnx_graph import export_onnx
@@ -17,6 +18,7 @@ from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
 from fastpix2pix.runtime import onnx_engine
+from fastpix2pix.runtime.buffers import check_buffers
 from fastpix2pix.runtime.load import BACKENDS, load
 from fastpix2pix.runtime.onnx_engine import OnnxEngine
 
@@ -213,6 +215,27 @@ def test_cuda_needs_the_other_package(monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert "onnxruntime-gpu" in onnx_engine.not_supported_reasons("cuda")[0]
     assert onnx_engine.not_supported_reasons("cpu") == []
+
+
+def test_cuda_without_a_number_takes_the_tensors_of_its_gpu(folder, monkeypatch):
+    import onnxruntime
+
+    class OnCuda(onnxruntime.InferenceSession):
+        def __init__(self, model, options, providers):
+            ((self.asked, self.place),) = providers
+            super().__init__(model, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self):
+            return [self.asked]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnCuda)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    engine = OnnxEngine(folder / "any.onnx", torch.device("cuda"))
+    assert engine._session.place["device_id"] == 1
+    with FakeTensorMode():
+        x = torch.empty(1, 3, 32, 64, device="cuda:1")
+        assert check_buffers(engine.form, x, x, (3, 3), engine.device) == (1, 32, 64)
 
 
 def test_backends_are_the_options_of_infer():
