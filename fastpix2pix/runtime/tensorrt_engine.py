@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..console import say
 from ..data.images import to_uint8, to_unit
 from ..device import resolve_device, with_index
 from ..errors import EnvironmentFailed, InputError
@@ -19,7 +20,7 @@ from .plan import Machine, kernels, read_engine, update_plan
 from .tensorrt_library import Library, library, missing
 
 _KEPT = 8  # shapes of a batch with buffers and a graph; sizes with masks of noise = fixed
-_WARM = 3  # calls before a capture: the library may still allocate or compile in the first ones
+_WARM = 3  # calls before a capture, which only shapes that come again are worth
 
 
 def not_supported_reasons(target: str, device: str | torch.device = "auto") -> list[str]:
@@ -42,8 +43,9 @@ class TensorRTEngine:
     """An engine file on a GPU. Its files are checked, and everything that cannot run here is refused with reasons.
 
     Buffers, workspace and masks are torch's: what the engine needs is one allocation at start. `translate` keeps one
-    CUDA graph per shape of a batch; `enqueue` writes into the caller's memory and captures nothing itself. All calls
-    share the workspace: one may start on another stream only when the one before is done.
+    CUDA graph per shape of a batch, each with an execution context of its own; `enqueue` writes into the caller's
+    memory and captures nothing itself. All calls share the workspace: one may start on another stream only when the
+    one before is done.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class TensorRTEngine:
         if self._engine is None:
             raise EnvironmentFailed(f"{self.path}: {self._library.name} refuses it: {self._library.take_errors()}")
         managed = api.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._config = managed  # of every context
         if self.plan.target == "tensorrt-rtx":
             self._config = self._engine.create_runtime_config()
             self._config.set_execution_context_allocation_strategy(managed)
@@ -92,14 +95,9 @@ class TensorRTEngine:
             if kernels(self.path).is_file():
                 self._compiled.deserialize(kernels(self.path).read_bytes())  # refuses foreign ones by itself
             self._config.set_runtime_cache(self._compiled)
-            self._context = self._engine.create_execution_context(self._config)
-        else:
-            self._context = self._engine.create_execution_context(managed)
-        if self._context is None:
-            raise EnvironmentFailed(f"{self.path}: no execution context: {self._library.take_errors()}")
         size = self._engine.device_memory_size_v2
         self._workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=self.device)
-        self._context.set_device_memory(self._workspace.data_ptr(), size)
+        self._context = _Context(self)
 
     def translate(
         self,
@@ -126,7 +124,8 @@ class TensorRTEngine:
         """Start one call on the caller's buffers and stream, and return; both are in use until the stream gets past it.
 
         n is a number of images the engine was built for. Can be captured in a CUDA graph after it ran with the same
-        addresses and size, unless noise is random: then masks are uploaded in every call.
+        addresses and size, unless noise is random: then masks are uploaded in every call. The graph holds until a call
+        of another size.
         """
         channels = self.in_channels, self.out_channels
         n, height, width = check_buffers(self.plan.form, input, output, channels, self.device)
@@ -134,7 +133,7 @@ class TensorRTEngine:
         if not self.plan.batches[0] <= n <= self.plan.batches[-1]:
             raise InputError(f"{n} images in one call: {self.path} takes {_range(self.plan.batches)}")
         with torch.cuda.stream(stream):  # masks that end here are given back in the order of this stream
-            self._enqueue(input, output, self._mask_tensors(n, height, width, first), stream)
+            self._context.enqueue(input, output, self._mask_tensors(n, height, width, first), stream)
 
     def warm_up(self) -> dict[str, Any]:
         """Run at the usual size until the GPU compiled and captured everything, and measure a call (engine.latency).
@@ -191,14 +190,6 @@ class TensorRTEngine:
             self._calls[key] = _Call(self, *key)
         return self._calls[key](batch, first)[:n]
 
-    def _enqueue(self, input: Tensor, output: Tensor, masks: dict[str, Tensor], stream: torch.cuda.Stream) -> None:
-        for name, tensor in {INPUT: input, OUTPUT: output, **masks}.items():
-            if name != OUTPUT and not self._context.set_input_shape(name, tuple(tensor.shape)):
-                raise EnvironmentFailed(f"{self.path}: {name} {list(tensor.shape)}: {self._library.take_errors()}")
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        if not self._context.execute_async_v3(stream.cuda_stream):
-            raise EnvironmentFailed(f"{self.path}: the engine failed: {self._library.take_errors()}")
-
     def _mask_tensors(self, n: int, height: int, width: int, first: int) -> dict[str, Tensor]:
         """{input: mask} on the GPU, by the current stream; those of noise = fixed are kept."""
         size = (height, width)
@@ -225,6 +216,40 @@ class TensorRTEngine:
             )
 
 
+class _Context:
+    """An execution context on the engine's workspace.
+
+    The first call after a shape is set cannot be captured, and a graph holds as long as its context keeps the shape.
+    So shapes are set only where they change, and every graph of `translate` has a context of its own.
+    """
+
+    def __init__(self, engine: TensorRTEngine) -> None:
+        self._path, self._library = engine.path, engine._library
+        self._context = engine._engine.create_execution_context(engine._config)
+        if self._context is None:
+            raise EnvironmentFailed(f"{self._path}: no execution context: {self._library.take_errors()}")
+        self._context.set_device_memory(engine._workspace.data_ptr(), engine._engine.device_memory_size_v2)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def enqueue(self, input: Tensor, output: Tensor, masks: dict[str, Tensor], stream: torch.cuda.Stream) -> None:
+        inputs = {INPUT: input, **masks}
+        self._masks = masks  # which a graph of this call goes on reading
+        for name, tensor in inputs.items():
+            shape = tuple(tensor.shape)
+            if self._shapes.get(name) != shape:
+                if not self._context.set_input_shape(name, shape):
+                    raise EnvironmentFailed(f"{self._path}: {name} {list(shape)}: {self._library.take_errors()}")
+                self._shapes[name] = shape
+        for name, tensor in {**inputs, OUTPUT: output}.items():
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        if not self._context.execute_async_v3(stream.cuda_stream):
+            raise EnvironmentFailed(f"{self._path}: the engine failed: {self._library.take_errors()}")
+
+    def capturable(self, stream: torch.cuda.Stream) -> bool:
+        ask = getattr(self._context, "is_stream_capturable", None)  # RTX has it, TensorRT always captures
+        return ask is None or bool(ask(stream.cuda_stream))
+
+
 class _Call:
     """Buffers for one shape of a batch, and after a few calls the CUDA graph that runs on them."""
 
@@ -236,6 +261,7 @@ class _Call:
         self._out = torch.empty(shapes[1], dtype=buffer_dtype(form), device=on)
         self._masks = engine._mask_tensors(n, height, width, 0)
         self._runs = 0
+        self._context: _Context | None = None  # the graph's
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(
@@ -266,19 +292,26 @@ class _Call:
             self._graph.replay()
             return
         self._runs += 1
-        if engine._graph and self._runs > _WARM and self._capturable(stream):
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                engine._enqueue(self._in, self._out, self._masks, stream)
-            self._graph = graph
-            graph.replay()
+        if not engine._graph or self._runs <= _WARM:
+            engine._context.enqueue(self._in, self._out, self._masks, stream)
             return
-        engine._enqueue(self._in, self._out, self._masks, stream)
+        self._context = self._context or _Context(engine)
+        self._context.enqueue(self._in, self._out, self._masks, stream)
+        if self._context.capturable(stream):
+            self._capture(self._context, stream)
 
-    def _capturable(self, stream: torch.cuda.Stream) -> bool:
-        ask = getattr(self._engine._context, "is_stream_capturable", None)  # RTX has it, TensorRT always captures
-        return ask is None or bool(ask(stream.cuda_stream))
+    def _capture(self, context: _Context, stream: torch.cuda.Stream) -> None:
+        """Record the call for the next ones. One that breaks off is said, and the engine captures no more."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                context.enqueue(self._in, self._out, self._masks, stream)
+        except RuntimeError as error:
+            self._engine._graph = False
+            reason = " ".join(str(error).split())[:200]
+            say(f"{self._engine.path}: called without a CUDA graph (the capture broke off: {reason})")
+        else:
+            self._graph = graph
 
 
 def _range(values: Any) -> str:

@@ -1,6 +1,9 @@
-"""Without a GPU: what is refused. With one: engines built for it against the generator."""
+"""Without a GPU: what is refused, and which calls a stand-in for the library gets. With one: engines built for it
+against the generator."""
 
 import dataclasses
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +12,8 @@ from fastpix2pix.config import Form, Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
-from fastpix2pix.runtime.plan import read_plan, sidecar, update_plan, write_plan
+from fastpix2pix.runtime import tensorrt_engine
+from fastpix2pix.runtime.plan import Machine, read_plan, sidecar, update_plan, write_plan
 from fastpix2pix.runtime.tensorrt_engine import TensorRTEngine, not_supported_reasons
 from fastpix2pix.runtime.tensorrt_library import library, missing, target_for
 
@@ -75,6 +79,112 @@ def test_what_only_a_gpu_can_call_is_in_the_library(name, used):
     assert [attribute for attribute in used if not hasattr(found, attribute)] == []
 
 
+class StandIn:
+    """The library's API as far as calls and captures go: a context that got a shape must run once before a capture."""
+
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+
+    def __init__(self):
+        self.contexts, self.capturing, self.broken, self.replays = [], False, "", []
+
+    def Runtime(self, logger):
+        return SimpleNamespace(deserialize_cuda_engine=lambda data: self)
+
+    device_memory_size_v2 = 16
+
+    def create_execution_context(self, strategy):
+        assert strategy == "user managed"
+        self.contexts.append(StandInContext(self))
+        return self.contexts[-1]
+
+    @contextmanager
+    def graph(self, graph, stream, capture_error_mode):
+        self.capturing = True
+        try:
+            yield
+        finally:
+            self.capturing = False
+        if self.broken:
+            raise RuntimeError(self.broken)
+
+
+class StandInContext:
+    def __init__(self, api):
+        self.api, self.shapes, self.memory, self.ready, self.ran = api, [], None, False, []
+
+    def set_device_memory(self, address, size):
+        self.memory = address
+
+    def set_input_shape(self, name, shape):
+        self.shapes.append(shape)
+        self.ready = False
+        return not self.api.capturing
+
+    def set_tensor_address(self, name, address):
+        return True
+
+    def execute_async_v3(self, stream):
+        self.ran.append("captured" if self.api.capturing else "called")
+        possible, self.ready = self.ready or not self.api.capturing, True
+        return possible
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """(engine for 32 to 64 pixels, its stand-in for the library)."""
+    api, path = StandIn(), tmp_path / "g.engine"
+    write_plan(
+        path, b"engine", model="0" * 64, modes=Modes(), form=Form("fp16", None, None, None),
+        sizes=((32, 32), (32, 32), (64, 64)), record={"architecture": dataclasses.asdict(Generator(depth=5, ngf=4))},
+        batches=(1,), target="tensorrt", version="10", capabilities=("sm80",), gpu=None, stripped=False, parity={},
+    )  # fmt: skip
+    library = SimpleNamespace(api=api, logger=None, name="TensorRT", errors=[], take_errors=lambda: "not so")
+    monkeypatch.setattr(tensorrt_engine, "not_supported_reasons", lambda target, device: [])
+    monkeypatch.setattr(tensorrt_engine, "library", lambda target: library)
+    monkeypatch.setattr(tensorrt_engine, "machine", lambda library, device: Machine("10", "sm80", "a GPU"))
+    stream = SimpleNamespace(cuda_stream=1, wait_stream=lambda other: None, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", api.graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: api.replays.append(1)))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    return TensorRTEngine(path, "cpu"), api
+
+
+def test_every_graph_has_a_context_that_ran_with_its_shape(stand_in):
+    engine, api = stand_in
+    for _ in range(7):
+        for side in (32, 64):  # by turns
+            engine.translate(torch.zeros(1, 3, side, side))
+    shared, *of_graphs = api.contexts
+    assert shared.ran == ["called"] * 6
+    assert [context.ran for context in of_graphs] == [["called", "captured"]] * 2
+    assert [context.shapes for context in of_graphs] == [[(1, 3, 32, 32)], [(1, 3, 64, 64)]]
+    assert len(api.replays) == 2 * 3
+    assert {context.memory for context in api.contexts} == {engine._workspace.data_ptr()}
+
+
+def test_a_shape_is_set_where_it_changes(stand_in):
+    engine, api = stand_in
+    for side in (32, 32, 64, 64, 32):
+        x = torch.zeros(1, 3, side, side)
+        engine.enqueue(x, x.clone(), engine._stream)
+    assert [shape[-1] for shape in api.contexts[0].shapes] == [32, 64, 32]
+
+
+def test_after_a_capture_that_broke_off_all_calls_are_uncaptured(stand_in, capsys):
+    engine, api = stand_in
+    api.broken = "not permitted"
+    for _ in range(7):
+        for side in (32, 64):
+            assert engine.translate(torch.zeros(1, 3, side, side)).shape == (1, 3, side, side)
+    assert sum(context.ran.count("captured") for context in api.contexts) == 1
+    assert sum(context.ran.count("called") for context in api.contexts) == 14
+    assert capsys.readouterr().err.count("called without a CUDA graph (the capture broke off: not permitted)") == 1
+
+
 @pytest.mark.gpu
 def test_a_foreign_engine_is_refused_in_one_line(foreign):
     capability = "sm{}{}".format(*torch.cuda.get_device_capability())
@@ -134,13 +244,13 @@ def test_engines_pass_the_gate_on_the_gpu_itself(tmp_path, options, why):
 def test_any_number_of_images_and_each_size(tmp_path):
     engine = TensorRTEngine(built(tmp_path, size="32,64,128", batch="2,2,4", precision="fp32"))
     net = network()
-    for shape in ((1, 3, 64, 64), (5, 3, 32, 96), (9, 3, 64, 64)):
-        x = torch.rand(*shape) * 2 - 1
-        with torch.no_grad():
-            wanted = net(x, Modes())
-        for _ in range(6):  # the last ones are replayed from a graph
-            got = engine.translate(x.cuda()).cpu()
-            assert torch.allclose(got, wanted, atol=1e-3)
+    batches = [torch.rand(*shape) * 2 - 1 for shape in ((1, 3, 64, 64), (5, 3, 32, 96), (9, 3, 64, 64))]
+    with torch.no_grad():
+        wanted = [net(x, Modes()) for x in batches]
+    for _ in range(6):  # by turns; the last ones are replayed from graphs
+        for x, y in zip(batches, wanted, strict=True):
+            assert torch.allclose(engine.translate(x.cuda()).cpu(), y, atol=1e-3)
+    assert all(call._graph for call in engine._calls.values())
     for size in ((160, 64), (48, 64)):
         with pytest.raises(InputError, match="takes 32x32 to 128x128"):
             engine.translate(torch.zeros(1, 3, *size, device="cuda"))
