@@ -161,8 +161,7 @@ class FFmpegSource:
             self._address, self.kind, self._options, self._hwaccel, self._stop, self._device
         )
         if self._hwaccel and not hardware:
-            say("decoding on the CPU: NVDEC could not be started")
-        self._hwaccel = hardware
+            self._on_the_cpu("NVDEC could not be started")
         videos = self._container.streams.video
         if not videos:
             raise InputError(f"{self.name}: has no video stream")
@@ -178,14 +177,17 @@ class FFmpegSource:
         if self._video.codec_context is None:
             raise InputError(f"{self.name}: PyAV's FFmpeg has no decoder for stream {self._video.index}")
         if self._hwaccel and not self._video.codec_context.is_hwaccel:  # PyAV decodes such a stream on the CPU, unsaid
-            what = f"NVDEC does not decode {self._video.codec_context.name}"
-            if self._options.hwaccel == "cuda":
-                raise EnvironmentFailed(f"hwaccel = cuda: {what}; use hwaccel = auto or none")
-            say(f"decoding on the CPU: {what}")
-            self._hwaccel = False
+            self._on_the_cpu(f"NVDEC does not decode {self._video.codec_context.name}")
         self._video.thread_type = "SLICE" if self.live or self._options.live else "AUTO"  # frame threads add latency
         audio = self._container.streams.audio if self._options.audio == "all" else ()
         self._sound = tuple(one for one in audio if one.codec_context and one.codec_context.sample_rate)  # with content
+
+    def _on_the_cpu(self, why: str) -> None:
+        """Go on without hardware and say so, or refuse where it was asked for by name."""
+        if self._options.hwaccel == "cuda":
+            raise EnvironmentFailed(f"hwaccel = cuda: {why}; use hwaccel = auto or none")
+        say(f"decoding on the CPU: {why}")
+        self._hwaccel = False
 
     def _media(self) -> Media:
         video, colour = self._video, self._colour
@@ -281,6 +283,9 @@ class FFmpegSource:
         return False
 
     def _picture(self, frame: av.VideoFrame) -> Picture:
+        if self._hwaccel and self._video.codec_context.pix_fmt != "cuda":  # the decoder starts at the first packet only
+            what = f"{self._video.codec_context.name}, {frame.format.name}, {frame.width}x{frame.height}"
+            self._on_the_cpu(f"NVDEC does not take these pictures ({what}), or could not be started")
         if self._size is None:  # the first decides for all
             self._pixels, self._size, self._turn = pixels_of(frame), (frame.height, frame.width), frame.rotation % 360
             self._colour = colour_of(frame)

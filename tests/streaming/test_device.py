@@ -17,8 +17,9 @@ from fastpix2pix.runtime.load import load
 from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.streaming.device import DeviceNetwork
 from fastpix2pix.streaming.opening import _accelerator, open_input
+from fastpix2pix.streaming.picture import Picture, on_gpu
 from fastpix2pix.streaming.plan import plan
-from fastpix2pix.streaming.sources import source_of
+from fastpix2pix.streaming.sources import FFmpegSource, source_of
 from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import make_video
 
@@ -93,6 +94,31 @@ def test_a_codec_that_no_gpu_decodes_is_refused_or_said(tmp_path, capsys):
     assert "decoding on the CPU: NVDEC does not decode rawvideo" in capsys.readouterr().err
 
 
+class Promising(FFmpegSource):
+    """Says that NVDEC decodes, as PyAV does before the first packet; the decoder then takes the CPU."""
+
+    def _connect(self):
+        self._hwaccel = False
+        super()._connect()
+        self._hwaccel = True
+
+
+def test_a_decoder_that_takes_the_cpu_at_the_first_packet_is_refused_or_said(tmp_path, capsys):
+    path = str(make_video(tmp_path / "in.mp4", frames=3, pixels="yuv444p"))
+    source = Promising(path, Stream(hwaccel="cuda"))
+    with pytest.raises(
+        EnvironmentFailed,
+        match=r"hwaccel = cuda: NVDEC does not take these pictures \(h264, yuv444p, 64x48\), .*; use hwaccel = auto or",
+    ):
+        source.open(lambda: False)
+    source.close()
+    source = Promising(path, Stream(), "cuda")
+    source.open(lambda: False)
+    assert sum(isinstance(item, Picture) for item in source) == 3
+    source.close()
+    assert capsys.readouterr().err.count("decoding on the CPU: NVDEC does not take these pictures") == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("pixels", ["yuv420p", "rgb24"])
 def test_the_same_pictures_as_from_the_runtime_of_the_cpu(model, tmp_path, pixels):
@@ -110,6 +136,10 @@ def test_the_same_pictures_as_from_the_runtime_of_the_cpu(model, tmp_path, pixel
 @pytest.mark.gpu
 def test_frames_of_nvdec_stay_on_the_gpu(model, tmp_path):
     source = make_video(tmp_path / "in.mp4", frames=6, size=(144, 192))
+    decoded = source_of(str(source), Stream(frames="cuda", hwaccel="cuda"), "cuda")
+    decoded.open(lambda: False)
+    assert on_gpu(next(item.frame for item in decoded if isinstance(item, Picture)))
+    decoded.close()
     g = load(model, device="cuda", precision="fp32")
     for name, options in (("host", Stream(hwaccel="none")), ("device", Stream(frames="cuda", hwaccel="cuda"))):
         translate(g, plan([str(source)], str(tmp_path / name), Infer(suffix="png"), options), options)
