@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..config import Modes
 from ..device import resolve_precision
 from ..model import Unet
+from ..model.layers import Dropout
 from ..model.unet import check_modes
 
 INPUT, OUTPUT = "input", "output"  # names in an exported graph; masks have those of runtime/masks.py
@@ -107,6 +108,10 @@ class TorchEngine:
         """`translate` on a stream, copied into the caller's buffer."""
         with torch.cuda.stream(stream):  # None: as it is
             output.copy_(self.translate(input, first))
+
+    def fixed_masks(self) -> list[Tensor]:
+        """Masks of noise = fixed. Who captured a call keeps them beside the graph: the network drops the oldest."""
+        return [mask for part in self._net.modules() if isinstance(part, Dropout) for mask in part.fixed.values()]
 
     def describe(self) -> dict[str, Any]:
         """Backend, device (with the GPU's name) and precision."""

@@ -33,7 +33,7 @@ class DeviceNetwork:
         self.layout = engine.layout
         self._shape = (height, width, 3) if self.layout == "nhwc" else (3, height, width)
         self._engine, self._count = engine, 0
-        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._graphs: list[tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = []  # with the masks they read
         self._known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # of the slots
         random = engine.modes.noise == "random"
         own_graph = isinstance(engine, TorchEngine) and not random
@@ -52,6 +52,7 @@ class DeviceNetwork:
 
     def _graph(self, input: int, output: int) -> int:
         """The address of a finished cudaGraph_t from one to the other."""
+        assert isinstance(self._engine, TorchEngine)
         x, y = self._tensors(input, output)
         device = self._engine.device
         with torch.cuda.device(device):
@@ -62,7 +63,7 @@ class DeviceNetwork:
             graph = torch.cuda.CUDAGraph(keep_graph=True)
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._engine.enqueue(x, y, stream)
-        self._graphs.append(graph)
+        self._graphs.append((graph, self._engine.fixed_masks()))
         return graph.raw_cuda_graph()
 
     def _tensors(self, input: int, output: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,10 @@
 """Frames that stay on the GPU."""
 
 import errno
+import weakref
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 from fastpix2pix.config import Generator, Infer, Modes, Stream
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
+from fastpix2pix.model.layers import CACHED_MASKS
 from fastpix2pix.runtime.engine import TorchEngine
 from fastpix2pix.runtime.load import load
 from fastpix2pix.runtime.triton_engine import TritonEngine
@@ -51,6 +55,22 @@ def test_what_the_runtime_is_told(make, noise, kind, layout):
     network = DeviceNetwork(make(build_generator(Generator(depth=5, ngf=4)), Modes(noise=noise)), 32, 64)
     assert network.layout == layout
     assert network.options == {"device": "cpu", "kind": kind, "graph": "off" if noise == "random" else "auto"}
+
+
+def test_the_masks_that_a_graph_reads_stay(monkeypatch):
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given, **options: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda keep_graph: SimpleNamespace(raw_cuda_graph=lambda: 1))
+    engine = TorchEngine(build_generator(Generator(depth=5, ngf=4)), Modes(noise="fixed"))
+    network = DeviceNetwork(engine, 32, 64)
+    network._known[1, 2] = torch.zeros(1, 3, 32, 64), torch.zeros(1, 3, 32, 64)
+    network._graph(1, 2)
+    read = [weakref.ref(mask) for mask in engine.fixed_masks()]
+    for size in range(2, 2 + CACHED_MASKS):
+        engine.translate(torch.zeros(1, 3, 32, 32 * size + 32))
+    assert read and not {id(mask()) for mask in read} & {id(mask) for mask in engine.fixed_masks()}, "other sizes"
+    assert all(mask() is not None for mask in read)
 
 
 def test_pictures_that_stay_lie_in_torchs_context(monkeypatch):
