@@ -66,7 +66,9 @@ def _accelerator(stays: bool, device: str) -> HWAccel:
 
 
 def _no_hardware(error: Exception) -> bool:
-    """Whether FFmpeg says that it cannot decode with CUDA: no device, or none it may use."""
+    """Whether FFmpeg says that it cannot decode with CUDA: no device, none it may use, or a context that fails."""
+    if isinstance(error, av.error.ExternalError | av.error.UnknownError):  # what CUDA itself says becomes one of these
+        return True
     return isinstance(error, OSError) and error.errno in _NO_CUDA
 
 

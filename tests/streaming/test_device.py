@@ -86,7 +86,10 @@ def test_pictures_that_stay_lie_in_torchs_context(monkeypatch):
     assert not given.is_hw_owned and not given.options, "a context of its own"
 
 
-@pytest.mark.parametrize("code", (errno.EOPNOTSUPP, errno.EPERM))
+EXTERNAL, UNKNOWN = (int.from_bytes(tag, "little") for tag in (b"EXT ", b"UNKN"))  # FFmpeg's, of a CUDA context
+
+
+@pytest.mark.parametrize("code", (errno.EOPNOTSUPP, errno.EPERM, EXTERNAL, UNKNOWN))
 def test_a_decoder_that_cannot_use_the_gpu(monkeypatch, code):
     def without(file, hwaccel=None, **_):
         if hwaccel is not None:
@@ -97,7 +100,7 @@ def test_a_decoder_that_cannot_use_the_gpu(monkeypatch, code):
     assert open_input("in.mp4", "video", Stream(), True, lambda: False) == ("a container", False)
     with pytest.raises(
         EnvironmentFailed,
-        match=r"hwaccel = cuda: NVDEC could not be started \(Operation not .*\); use hwaccel = auto or none",
+        match=r"hwaccel = cuda: NVDEC could not be started \((Operation not|Generic|Unknown) .*\); use hwaccel = auto",
     ):
         open_input("in.mp4", "video", Stream(hwaccel="cuda"), True, lambda: False)
 
