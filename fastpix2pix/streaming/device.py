@@ -86,8 +86,13 @@ def not_supported_reasons(engine: Engine, options: Stream, streams: int = 1) -> 
         reasons.append(f"the model runs on {engine.device}")
     if (engine.in_channels, engine.out_channels) != (3, 3):
         reasons.append(f"the model has {engine.in_channels} and {engine.out_channels} channels, not 3 and 3")
-    if engine.describe().get("pixels") == "uint8":
+    described = engine.describe()
+    if described.get("pixels") == "uint8":
         reasons.append("the engine takes uint8 pixels")
+    batches = described.get("batches") or [described.get("batch") or 1]  # a range, one number, or any
+    if batches[0] > 1:
+        numbers = ", ".join(map(str, sorted({*batches})))
+        reasons.append(f"the engine is built for {numbers} images in one call, not for 1")
     if options.steady or options.fit == "tile":
         reasons.append("steady and fit = tile work on the CPU's runtime")
     if streams > 1 and not isinstance(engine, TorchEngine):

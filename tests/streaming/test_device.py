@@ -19,7 +19,7 @@ from fastpix2pix.model.layers import CACHED_MASKS
 from fastpix2pix.runtime.engine import TorchEngine
 from fastpix2pix.runtime.load import load
 from fastpix2pix.runtime.triton_engine import TritonEngine
-from fastpix2pix.streaming.device import DeviceNetwork
+from fastpix2pix.streaming.device import DeviceNetwork, not_supported_reasons
 from fastpix2pix.streaming.opening import _accelerator, open_input
 from fastpix2pix.streaming.picture import Picture, on_gpu
 from fastpix2pix.streaming.plan import plan
@@ -40,6 +40,25 @@ def test_what_cannot_be_is_refused_with_all_reasons(model, tmp_path):
     options = Stream(frames="cuda", steady=0.5)
     with pytest.raises(InputError, match=r"frames = cuda: .*the model runs on cpu; steady .*use frames = auto or cpu"):
         translate(load(model, device="cpu"), plan([str(source)], "null:", Infer(), options), options)
+
+
+@pytest.mark.parametrize(
+    ("takes", "reason"),
+    [
+        ({}, None),
+        ({"batch": None}, None),
+        ({"batch": 1}, None),
+        ({"batches": [1, 2, 4]}, None),
+        ({"batch": 4}, "the engine is built for 4 images in one call, not for 1"),
+        ({"batches": [2, 2, 4]}, "the engine is built for 2, 4 images in one call, not for 1"),
+    ],
+)
+def test_an_engine_that_takes_no_single_image_is_refused(takes, reason):
+    engine = SimpleNamespace(
+        device=torch.device("cuda"), in_channels=3, out_channels=3, describe=lambda: {"pixels": "float", **takes}
+    )
+    found = not_supported_reasons(engine, Stream(frames="cuda"))
+    assert [text for text in found if "native" not in text] == ([reason] if reason else [])
 
 
 @pytest.mark.parametrize(
