@@ -85,6 +85,10 @@ def pixels_of(frame: av.VideoFrame) -> str:
             raise InputError(
                 f"frames of {inside}, turned by {frame.rotation}: they cannot stay on the GPU; use hwaccel = none"
             )
+        if frame.height % 2 or frame.width % 2:  # PyAV hands its chroma over without the last row or column
+            raise InputError(
+                f"frames of {frame.width}x{frame.height}: only even sizes can stay on the GPU; use hwaccel = none"
+            )
         return NATIVE[inside]
     if frame.format.name in NATIVE and (frame.format.is_rgb or frame.colorspace in (*_MATRIX, _UNKNOWN)):
         return NATIVE[frame.format.name]

@@ -21,7 +21,7 @@ from fastpix2pix.runtime.load import load
 from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.streaming.device import DeviceNetwork, not_supported_reasons
 from fastpix2pix.streaming.opening import _accelerator, open_input
-from fastpix2pix.streaming.picture import Picture, on_gpu
+from fastpix2pix.streaming.picture import Picture, on_gpu, pixels_of
 from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.sources import FFmpegSource, source_of
 from fastpix2pix.streaming.stream import translate
@@ -122,6 +122,28 @@ def test_a_decoder_that_cannot_use_the_gpu(monkeypatch, code):
         match=r"hwaccel = cuda: NVDEC could not be started \((Operation not|Generic|Unknown) .*\); use hwaccel = auto",
     ):
         open_input("in.mp4", "video", Stream(hwaccel="cuda"), True, lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("size", "inside", "match"),
+    [
+        ((63, 48), "nv12", "frames of 63x48: only even sizes can stay on the GPU; use hwaccel = none"),
+        ((64, 47), "nv12", "frames of 64x47: only even sizes can stay on the GPU; use hwaccel = none"),
+        ((64, 48), "p010le", "frames of p010le, .* cannot stay on the GPU; use hwaccel = none"),
+        ((64, 48), "nv12", None),
+    ],
+)
+def test_which_frames_can_stay_on_the_gpu(size, inside, match):
+    width, height = size
+    frame = SimpleNamespace(
+        format=SimpleNamespace(name="cuda"), sw_format=SimpleNamespace(name=inside), rotation=0, width=width,
+        height=height,
+    )  # fmt: skip
+    if match is None:
+        assert pixels_of(frame) == "nv12"
+        return
+    with pytest.raises(InputError, match=match):
+        pixels_of(frame)
 
 
 def test_a_codec_that_no_gpu_decodes_is_refused_or_said(tmp_path, capsys):
