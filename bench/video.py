@@ -31,21 +31,21 @@ def main(model: str, video: str, rounds: int = 5, frames: int = 24) -> None:
         first = next(opened.decode(video=0))
     size = first.height, first.width
     network = fit_into(size, "pad", None, 256, g.engine.multiple, True).network
-    picture = (
-        torch.rand(1, g.engine.in_channels, *network).mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
-    )
+    device = g.engine.device
+    picture = torch.rand(1, g.engine.in_channels, *network).mul_(2).sub_(1)
+    picture = picture.to(device, memory_format=torch.channels_last)
     g.engine.translate(picture)  # warm
     alone, whole, reports = [], [], []  # (wall, processor) seconds of every round
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
-            start = _now()
+            start = _now(device)
             for number in range(frames):
                 g.engine.translate(picture, number)
-            alone.append(_since(start))
-            start = _now()
+            alone.append(_since(start, device))
+            start = _now(device)
             with redirect_stderr(StringIO()):
                 report = Stream(g, video, Path(folder) / "out.mp4", overwrite=True, max_frames=frames).run()
-            whole.append(_since(start))
+            whole.append(_since(start, device))
             reports.append(report)
             assert report.frames["out"] == frames
     report = sorted(reports, key=lambda r: r.seconds)[len(reports) // 2]
@@ -61,12 +61,15 @@ def main(model: str, video: str, rounds: int = 5, frames: int = 24) -> None:
     print(f"of {report.seconds:.2f} s: {busy}; overlap {report.overlap:.2f}x, engine busy {report.engine_share:.0%}")
 
 
-def _now() -> tuple[float, float]:
+def _now(device: torch.device) -> tuple[float, float]:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter(), time.process_time()
 
 
-def _since(start: tuple[float, float]) -> tuple[float, float]:
-    return time.perf_counter() - start[0], time.process_time() - start[1]
+def _since(start: tuple[float, float], device: torch.device) -> tuple[float, float]:
+    wall, processor = _now(device)
+    return wall - start[0], processor - start[1]
 
 
 if __name__ == "__main__":
