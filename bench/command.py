@@ -18,7 +18,7 @@ from fastpix2pix.files import write_text
 
 from .breakdown import step_breakdown
 from .comparison import all_comparisons, measure
-from .devices import bench_setting, facts
+from .devices import bench_setting, facts, prepare
 from .page import page
 from .peaks import peaks_of
 
@@ -34,10 +34,7 @@ def run(options: Bench, out: Path, say: Callable[[str], None], progress: Callabl
     threads = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # shapes do not change; the same for every competitor
-        torch.backends.cudnn.allow_tf32 = True  # of fp32 convolutions, as by default
+    prepare(device)
     at = bench_setting(device, options.scale)
     peaks = peaks_of(device, at.sides)
     where = facts(device) | {"threads": torch.get_num_threads(), "fastpix2pix": __version__}

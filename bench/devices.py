@@ -40,6 +40,16 @@ class Setting(NamedTuple):
         return train_config(device=self.device.type, batch=batch, **self.options, **options)
 
 
+def prepare(device: torch.device) -> None:
+    """Make a GPU the current one; cuDNN chooses as in training, the same for every competitor."""
+    if device.type != "cuda":
+        return
+    if device.index is not None:  # plain "cuda" is the current one, and torch refuses to be told so
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True  # shapes do not change
+    torch.backends.cudnn.allow_tf32 = True  # of fp32 convolutions, as by default
+
+
 def setting(device: torch.device, small: bool) -> Setting:
     """unet_256 with the 70x70 PatchGAN at batch 1, 16 and 64; or, to test the harness, networks of a few channels."""
     if not small:

@@ -38,8 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if options.device == "cpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
-    import torch
-
     from fastpix2pix.device import resolve_device
     from fastpix2pix.errors import Fastpix2pixError
 
@@ -55,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training_checks,
     )
     from .comparison import release
-    from .devices import facts, result_path, setting
+    from .devices import facts, prepare, result_path, setting
     from .report import Report
 
     try:
@@ -63,10 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Fastpix2pixError as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return error.exit_code
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    torch.backends.cudnn.benchmark = True  # shapes do not change; the same for every competitor
-    torch.backends.cudnn.allow_tf32 = True  # of fp32 convolutions, as by default
+    prepare(device)
     at, found = setting(device, options.small), facts(device)
     path = options.out or result_path(found)
     shares = {part: PARTS[part] for part in PARTS if part in options.parts}

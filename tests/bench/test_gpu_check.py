@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench.compare import Poisoned
-from bench.devices import result_path, setting, synthetic_pairs
+from bench.devices import prepare, result_path, setting, synthetic_pairs
 from bench.gpu_check import PARTS, SHOWN, _go_on, _options, _parts, _summary, _watch
 from bench.precompile import case_launches, distinct, engine_launches, share, step_launches, trial_launches
 from bench.report import Mismatch, Report, Running, Skipped
@@ -57,6 +57,17 @@ conv_wgrad._conv_wgrad_triton = lambda sources, g, dw, *rest: (computed(sources,
 codes["wrong_convolution"] = check("wrong_convolution", "--parts", "convolutions")
 json.dump(codes, open(f"{folder}/codes.json", "w"))
 """
+
+
+@pytest.mark.parametrize(("name", "told"), [("cpu", []), ("cuda", []), ("cuda:1", [1])])
+def test_a_gpu_is_made_current_where_it_has_a_number(monkeypatch, name, told):
+    """torch.cuda.set_device itself refuses plain cuda, on any machine."""
+    current = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", current.append, raising=False)
+    for option in ("benchmark", "allow_tf32"):
+        monkeypatch.setattr(torch.backends.cudnn, option, getattr(torch.backends.cudnn, option))
+    prepare(torch.device(name))
+    assert current == told
 
 
 @pytest.fixture(scope="module")
