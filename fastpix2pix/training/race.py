@@ -3,14 +3,14 @@
 Right: step after step its losses are those of its own plain twins, with the same dropout. All of it happens in a
 process of its own, which a kernel may bring down.
 
-python -m fastpix2pix.training.race DEVICE < CONFIG    prints {"explicit": milliseconds or why not, "modules": likewise}
+python -m fastpix2pix.training.race DEVICE < CONFIG    prints a line when it begins, and at its end
+{"explicit": milliseconds or why not, "modules": likewise}
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -23,15 +23,15 @@ from torch import Tensor
 
 from ..config import Train, from_record
 from ..device import resolve_precision
+from ..errors import EnvironmentFailed
 from ..kernels.dispatch import current
 from ..tuning.cache import PlanCache, source_hash
-from ..tuning.verdicts import clearly_faster, one_line
+from ..tuning.verdicts import OUT_OF_MEMORY, clearly_faster, ended_from_outside, one_line
 from .explicit_step import ExplicitStep
 from .graph import WARM_UP
 from .module_step import ModuleStep
 from .stages import How
 from .state import LOSSES, State
-from .trials import OUT_OF_MEMORY
 from .tune import random_pair, subject
 
 Race = dict[str, float | str]  # explicit, modules: milliseconds a step, or why it is not to be used
@@ -43,6 +43,7 @@ ALLOWED = {"fp32": (5e-3, 0.05), "bf16": (0.01, 0.1), "fp16": (0.005, 0.1)}
 WAY = 0.05  # likewise: one rate or moment that is not the same, and it is several times that
 _SAMPLE_S, _ENOUGH_S = 0.2, 2.0  # seconds of a sample and of all, about
 _TIME_IS_UP = "time is up"
+BEGUN = "begun"  # the package is imported and the GPU can be used: what happens from here on, kernels did
 
 
 def kept(config: Train, device: torch.device, cache: PlanCache | None = None) -> Race | None:
@@ -57,7 +58,10 @@ def held(
     cache: PlanCache | None = None,
     command: Sequence[str] | None = None,  # default: this module
 ) -> Race:
-    """Run the race in another process, and keep what it finds of the kernels; not what time or memory decided."""
+    """Run the race in another process, and keep what it finds of the kernels; not what time or memory decided.
+
+    Raises EnvironmentFailed where the process does not get as far as the race.
+    """
     command = command or [sys.executable, "-m", __name__, str(device)]
     try:
         ended = subprocess.run(
@@ -65,12 +69,16 @@ def held(
         )
     except subprocess.TimeoutExpired:
         return {"explicit": f"{_TIME_IS_UP} after {minutes:g} minutes; another run goes on from the kernels compiled"}
+    lines, last = ended.stdout.splitlines(), " ".join(ended.stderr.split())[-200:]
+    if BEGUN not in lines:
+        raise EnvironmentFailed(
+            f"the race ended with {ended.returncode} before it began ({last}); run again, or use step = modules"
+        )
     try:
-        found: Race = json.loads(ended.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = " ".join(ended.stderr.split())[-200:]
+        found: Race = json.loads(lines[-1])
+    except ValueError:
         found = {"explicit": f"its process ended with {ended.returncode} ({last})"}
-    if OUT_OF_MEMORY not in found.values() and ended.returncode != -signal.SIGKILL:
+    if OUT_OF_MEMORY not in found.values() and not ended_from_outside(ended.returncode):
         (cache or PlanCache(device)).save(_subject(config, device), found)
     return found
 
@@ -86,13 +94,13 @@ def race(config: Train, device: torch.device, impl: str = "triton") -> Race:
     """Check the explicit step, then time both. Nothing is raised for what one of them does."""
     explicit = replace(config, step="explicit", convolutions="library", init=None, init_discriminator=None)
     precision = resolve_precision(config.precision, device)
-    pairs = [random_pair(config, device, seed) for seed in (1, 2)]
     found: Race = {}
 
     def racer(name: str) -> State:
         return ModuleStep(config, device) if name == "modules" else ExplicitStep(explicit, device, How(impl=impl))
 
     try:
+        pairs = [random_pair(config, device, seed) for seed in (1, 2)]
         twin = ExplicitStep(replace(explicit, graph="off"), device, How(impl="reference"))
         wanted = _course(twin, pairs)
         del twin
@@ -102,8 +110,6 @@ def race(config: Train, device: torch.device, impl: str = "triton") -> Race:
         for name in ("explicit", "modules"):
             gc.collect()  # a captured step is a cycle and holds memory
             found[name] = _ms(racer(name), pairs, device)
-    except torch.OutOfMemoryError:
-        found["explicit"] = OUT_OF_MEMORY
     except Exception as error:  # whatever a kernel, a compiler or a driver raises
         found["explicit"] = one_line(error)
     return found
@@ -187,6 +193,9 @@ def main(name: str) -> None:
     config, device = from_record(Train, json.load(sys.stdin)), torch.device(name)
     torch.backends.cudnn.benchmark = True  # as in training
     with current(device):
+        torch.zeros(1, device=device)
+        _synchronise(device)
+        print(BEGUN, flush=True)
         print(json.dumps(race(config, device)))
 
 

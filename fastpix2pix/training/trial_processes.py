@@ -21,7 +21,7 @@ import torch
 
 from ..config import Train, from_record
 from ..kernels.dispatch import current
-from .trials import OUT_OF_MEMORY
+from ..tuning.verdicts import OUT_OF_MEMORY, ended_from_outside
 
 _MOST = 8
 _CONTEXT = 1 << 30  # bytes of GPU memory that a process takes beside its tensors
@@ -93,7 +93,8 @@ def _share(
                     found[trying] = rest
                 trying = None
         code = process.wait()
-        if trying is not None and time.monotonic() < end and not over.is_set():
+        by_itself = not ended_from_outside(code) and time.monotonic() < end and not over.is_set()
+        if trying is not None and by_itself:
             found[trying] = f"its process ended with {code}"
         before, left = left, [name for name in left if name not in found]
         if len(left) == len(before):  # it does not even start: the caller tries nothing

@@ -14,8 +14,6 @@ from ..tuning.verdicts import one_line
 from .plan_choice import Key, Times
 from .plan_sites import Run, Site, Sites
 
-OUT_OF_MEMORY = "out of memory"  # which says nothing about the plan: others take memory too
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -43,8 +41,6 @@ class Trial:
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()  # what goes wrong in it is said here
             return wrong
-        except torch.OutOfMemoryError:
-            return OUT_OF_MEMORY
         except Exception as error:
             return one_line(error)
 
@@ -53,8 +49,6 @@ class Trial:
         """Milliseconds, or why there are none."""
         try:
             return device_ms(self._run(), device)
-        except torch.OutOfMemoryError:
-            return OUT_OF_MEMORY
         except Exception as error:
             return one_line(error)
 

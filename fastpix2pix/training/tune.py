@@ -23,7 +23,7 @@ from ..kernels.dispatch import current, environment_reasons
 from ..kernels.wgrad_plan import WgradPlan
 from ..tuning.cache import PlanCache
 from ..tuning.measure import step_ms
-from ..tuning.verdicts import one_line
+from ..tuning.verdicts import OUT_OF_MEMORY, one_line
 from .convolution import Plans
 from .explicit_step import ExplicitStep
 from .plan_choice import Key, Times, best_plans
@@ -31,7 +31,7 @@ from .plan_sites import sites_of
 from .plans import static_plans
 from .stages import How
 from .trial_processes import process_count, verdicts
-from .trials import OUT_OF_MEMORY, product_name, tables_of, trials_of
+from .trials import product_name, tables_of, trials_of
 
 Say = Callable[[str], None]
 Count = Callable[[int, int], None]  # done, of how many
@@ -120,6 +120,7 @@ def tune(
     with current(device):
         tables, searched, complete = _measure(config, device, impl, times, end, count, say)
         plans, steps, winner = _race(config, device, impl, tables, searched)
+        complete = complete and OUT_OF_MEMORY not in steps.values()
     tuned = Tuned(plans, times, steps, winner, complete)
     cache.save(subject(config, device), tuned.as_dict())
     return tuned

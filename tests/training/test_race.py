@@ -1,6 +1,7 @@
 """The race between the two steps: what is right, what is faster, what is kept; the kernels in Triton's interpreter."""
 
 import json
+import signal
 import sys
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from fastpix2pix.training import race as racing
 from fastpix2pix.training import step as stepping
 from fastpix2pix.training.explicit_step import ExplicitStep
 from fastpix2pix.training.loop import train
-from fastpix2pix.training.race import explicit_wins, held, in_words, kept, race
+from fastpix2pix.training.race import BEGUN, explicit_wins, held, in_words, kept, race
 from fastpix2pix.training.step import choose_step
 from fastpix2pix.tuning.cache import PlanCache
 
@@ -56,7 +57,7 @@ def test_both_are_timed_where_the_explicit_step_is_right(config, impl, options, 
         (lambda step: step.lr.mul_(1.3), "wrong: "),
         (lambda step: step.lr.fill_(float("nan")), "wrong: "),
         (lambda step: 1 / 0, "ZeroDivisionError: "),
-        (lambda step: (_ for _ in ()).throw(torch.OutOfMemoryError("full")), "out of memory"),
+        (lambda step: (_ for _ in ()).throw(RuntimeError("Triton Error [CUDA]: out of memory")), "out of memory"),
     ],
     ids=["another rate", "not a number", "an error", "no memory"],
 )
@@ -82,8 +83,10 @@ def test_the_faster_one_wins():
     assert in_words({"explicit": "wrong: x"}) == "step = auto: not the explicit one: wrong: x"
 
 
-def printing(text: str, code: int = 0) -> list[str]:
-    return [sys.executable, "-c", f"import json, sys; json.load(sys.stdin); print({text!r}); sys.exit({code})"]
+def printing(text: str, end: str = "") -> list[str]:
+    """A process that begins, prints and ends so."""
+    code = f"import os, sys; sys.stdin.read(); print({BEGUN!r}); print({text!r}, flush=True); {end}"
+    return [sys.executable, "-c", code]
 
 
 def test_what_was_found_is_kept(config, cache):
@@ -97,12 +100,25 @@ def test_what_says_nothing_of_the_kernels_is_not_kept(config, cache):
     endless = [sys.executable, "-c", "import time; time.sleep(1000)"]
     assert held(config, DEVICE, 1e-3, cache, endless)["explicit"].startswith("time is up after 0.001 minutes")
     held(config, DEVICE, 1, cache, printing(json.dumps({"explicit": "out of memory"})))
+    for code in (-signal.SIGKILL, -signal.SIGTERM):
+        found = held(config, DEVICE, 1, cache, printing("", f"os.kill(os.getpid(), {-code})"))
+        assert found["explicit"].startswith(f"its process ended with {code}")
     assert kept(config, DEVICE, cache) is None
 
 
-def test_a_process_that_is_brought_down_is_a_verdict(config, cache):
-    assert held(config, DEVICE, 1, cache, printing("", 7))["explicit"].startswith("its process ended with 7")
-    assert kept(config, DEVICE, cache)["explicit"].startswith("its process ended with 7")
+@pytest.mark.parametrize("end", ["sys.exit(7)", "os.abort()"])
+def test_a_process_that_is_brought_down_is_a_verdict(config, cache, end):
+    code = -signal.SIGABRT if "abort" in end else 7
+    assert held(config, DEVICE, 1, cache, printing("", end))["explicit"].startswith(f"its process ended with {code}")
+    assert kept(config, DEVICE, cache)["explicit"].startswith(f"its process ended with {code}")
+
+
+def test_a_process_that_never_began_is_none(config, cache):
+    """As where a library is missing, or another process has the GPU."""
+    command = [sys.executable, "-c", "import no_such_library"]
+    with pytest.raises(EnvironmentFailed, match=r"ended with 1 before it began \(.*no_such_library.*run again"):
+        held(config, DEVICE, 1, cache, command)
+    assert kept(config, DEVICE, cache) is None
 
 
 @pytest.mark.gpu

@@ -89,15 +89,28 @@ def test_a_plan_that_fails_is_not_timed(config, cache, monkeypatch):
     assert not any(plan for plans in found.plans.values() for plan in plans[:2])  # of wgrad, some are never taken
 
 
-def test_a_plan_for_which_there_was_no_memory_is_tried_again(config, cache, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("Triton Error [CUDA]: out of memory")], ids=repr
+)
+def test_a_plan_for_which_there_was_no_memory_is_tried_again(config, cache, monkeypatch, error):
     def full(trial):
-        raise torch.OutOfMemoryError
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(Trial, "_error", full)
         first = tune(config, DEVICE, 5, impl="reference", cache=cache)
     assert not first.complete
     assert first.times and all("library" in name for name in first.times)
+    assert tune(config, DEVICE, 5, impl="reference", cache=cache).complete
+
+
+def test_a_whole_step_for_which_there_was_no_memory_is_tried_again(config, cache, monkeypatch):
+    def full(*rest):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_step_ms", full)
+        assert not tune(config, DEVICE, 5, impl="reference", cache=cache).complete
     assert tune(config, DEVICE, 5, impl="reference", cache=cache).complete
 
 
@@ -140,6 +153,14 @@ for name in json.load(sys.stdin)["names"]:
 def test_a_process_that_falls_or_hangs_takes_one_trial_with_it(config):
     found = verdicts(config, DEVICE, "triton", ["a", "b", "c", "d", "e"], 1, 10, command=[sys.executable, "-c", FALLS])
     assert found == {"b": "its process ended with 9", "c": "wrong", "d": ""}
+
+
+def test_a_process_that_the_system_ends_is_no_verdict(config):
+    """As it does where memory runs out."""
+    killed = (
+        "import os, signal, sys; sys.stdin.read(); print('try a', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert verdicts(config, DEVICE, "triton", ["a", "b"], 1, 60, command=[sys.executable, "-c", killed]) == {}
 
 
 def test_an_interrupt_ends_the_processes(config, tmp_path):
