@@ -11,6 +11,7 @@ from ..config import Train
 from ..console import Progress
 from ..errors import EnvironmentFailed
 from ..kernels.dispatch import NotSupported, choose, environment_reasons
+from ..tuning.measure import usable
 from .convolution import Plans
 from .graph import eager_reasons, use_graph
 from .processes import ALONE, Group
@@ -100,6 +101,8 @@ def choose_convolutions(
             try:
                 found = tune(config, device, config.tune_minutes, count=progress.count, say=progress.say)
             except (EnvironmentFailed, torch.OutOfMemoryError) as error:  # training can do without
+                if not usable(device):  # not in this process
+                    raise
                 reason = " ".join(str(error).split())[:200]
                 return None, [f"convolutions: the library's; measuring failed ({reason})"]
     if found is None:

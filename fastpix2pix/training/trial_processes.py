@@ -21,6 +21,7 @@ import torch
 
 from ..config import Train, from_record
 from ..kernels.dispatch import current
+from ..tuning.measure import usable
 from ..tuning.verdicts import OUT_OF_MEMORY, ended_from_outside
 
 _MOST = 8
@@ -101,25 +102,16 @@ def _share(
             return
 
 
-def _usable() -> bool:
-    """Whether CUDA goes on after an error: an illegal access, for one, ends it for the whole process."""
-    try:
-        torch.cuda.synchronize()
-    except Exception:
-        return not torch.cuda.is_available()
-    return True
-
-
-def main(device: str, impl: str) -> None:
+def main(name: str, impl: str) -> None:
     """Try what stdin names."""
     from .tune import try_trials
 
-    given = json.load(sys.stdin)
+    given, device = json.load(sys.stdin), torch.device(name)
     config = from_record(Train, given["config"])
-    with current(torch.device(device)):
-        for name, verdict in try_trials(config, torch.device(device), impl, given["names"]):
-            print(START if verdict is None else VERDICT, name if verdict is None else verdict, flush=True)
-            if verdict and not _usable():
+    with current(device):
+        for trial, verdict in try_trials(config, device, impl, given["names"]):
+            print(START if verdict is None else VERDICT, trial if verdict is None else verdict, flush=True)
+            if verdict and not usable(device):
                 sys.exit(1)  # every trial after this one would fail: the next process goes on
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..kernels.conv_plan import ConvPlan
 from ..kernels.dispatch import current, environment_reasons
 from ..kernels.wgrad_plan import WgradPlan
 from ..tuning.cache import PlanCache
-from ..tuning.measure import step_ms
+from ..tuning.measure import step_ms, usable
 from ..tuning.verdicts import OUT_OF_MEMORY, one_line
 from .convolution import Plans
 from .explicit_step import ExplicitStep
@@ -110,19 +111,31 @@ def tune(
     count: Count = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> Tuned:
-    """Measure, choose, keep. Raises EnvironmentFailed where kernels cannot run or the cache be written."""
+    """Measure, choose, keep; where something ends it before, what was measured.
+
+    Raises EnvironmentFailed where kernels cannot run, the cache cannot be written, or a kernel broke the device.
+    """
     if impl == "triton" and (reasons := environment_reasons(device.type)):
         raise EnvironmentFailed(f"tune: {'; '.join(reasons)}")
     cache, end = cache or PlanCache(device), time.monotonic() + 60 * minutes
     kept = None if afresh else cached(config, device, cache)
     times = dict(kept.times) if kept else {}
     torch.backends.cudnn.benchmark = not config.deterministic  # the library at its best, as in training
-    with current(device):
-        tables, searched, complete = _measure(config, device, impl, times, end, count, say)
-        plans, steps, winner = _race(config, device, impl, tables, searched)
-        complete = complete and OUT_OF_MEMORY not in steps.values()
+    try:
+        with current(device):
+            tables, searched, complete = _measure(config, device, impl, times, end, count, say)
+            plans, steps, winner = _race(config, device, impl, tables, searched)
+            complete = complete and OUT_OF_MEMORY not in steps.values()
+    except BaseException:  # Ctrl-C too
+        before = kept or Tuned({}, {}, {}, "library", False)
+        if times != before.times:
+            with suppress(EnvironmentFailed):  # a full disk is not what ended it
+                cache.save(subject(config, device), replace(before, times=times, complete=False).as_dict())
+        raise
     tuned = Tuned(plans, times, steps, winner, complete)
     cache.save(subject(config, device), tuned.as_dict())
+    if broken := [name for name, ms in steps.items() if isinstance(ms, str)]:
+        _require_usable(device, f"a whole step ({broken[-1]}: {steps[broken[-1]]})")
     return tuned
 
 
@@ -184,9 +197,19 @@ def _measure(
         wrong = "" if device.type == "cuda" else trials[name].verdict()
         if (measured := wrong or trials[name].ms(device)) != OUT_OF_MEMORY:
             times[name] = measured
+        if isinstance(measured, str):
+            _require_usable(device, f"{name} ({measured})")
         count(done + 1, len(left))
     tables = tables_of(found, trials, times)
     return tables, best_plans(tables, found.readers), len(times) == len(trials)
+
+
+def _require_usable(device: torch.device, after: str) -> None:
+    if not usable(device):
+        raise EnvironmentFailed(
+            f"tune: {device} cannot be used any more by this process after {after}; run again: what was measured is "
+            "kept, and what is left is measured then"
+        )
 
 
 def _race(
@@ -204,6 +227,8 @@ def _race(
             steps[name] = _step_ms(config, device, impl, plans)
         except Exception as error:
             steps[name] = one_line(error)
+            if not usable(device):  # the others would fail too: one of those before has won
+                break
     timed = {name: ms for name, ms in steps.items() if isinstance(ms, float)}
     winner = min(timed, key=lambda name: timed[name], default="library")
     return racers[winner], steps, winner

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from .verdicts import out_of_memory
+
 _REPEATS = 10  # of the work in one graph
 _SAMPLES = 5
 
@@ -37,6 +39,19 @@ def step_ms(run: Callable[[], object], device: torch.device) -> float:
         run()
         return statistics.median(_elapsed(run) for _ in range(3))
     return _graph_ms(run, device)
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the process can go on with a device after an error: an illegal access, for one, ends CUDA for all of it,
+    and a capture that breaks off leaves the random numbers unusable."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.rand((), device=device)
+        torch.cuda.synchronize(device)
+    except Exception as error:
+        return out_of_memory(error) or not torch.cuda.is_available()
+    return True
 
 
 def _elapsed(run: Callable[[], object]) -> float:

@@ -13,6 +13,7 @@ import torch
 
 from fastpix2pix.config import train_config
 from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.training import step as stepping
 from fastpix2pix.training import trial_processes
 from fastpix2pix.training import trials as trials_file
 from fastpix2pix.training import tune as tuning
@@ -23,6 +24,7 @@ from fastpix2pix.training.trial_processes import verdicts
 from fastpix2pix.training.trials import Trial, trials_of
 from fastpix2pix.training.tune import Tuned, cached, tune
 from fastpix2pix.tuning.cache import PlanCache
+from fastpix2pix.tuning.measure import usable
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPTIONS = {
@@ -114,6 +116,65 @@ def test_a_whole_step_for_which_there_was_no_memory_is_tried_again(config, cache
     assert tune(config, DEVICE, 5, impl="reference", cache=cache).complete
 
 
+def test_a_plan_that_breaks_the_device_takes_no_other_with_it(config, cache, monkeypatch):
+    measured, real = [], Trial.ms
+
+    def ms(trial, device):
+        measured.append(trial.name)
+        return real(trial, device) if len(measured) < 4 else "AcceleratorError: an illegal memory access"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "ms", ms)
+        patch.setattr(tuning, "usable", lambda device: False)
+        with pytest.raises(EnvironmentFailed, match=r"cannot be used any more .* an illegal memory access.*run again"):
+            tune(config, DEVICE, 5, impl="reference", cache=cache)
+    first = cached(config, DEVICE, cache)
+    assert list(first.times) == measured and not first.complete
+    assert [isinstance(t, float) for t in first.times.values()] == [True, True, True, False]
+    second = tune(config, DEVICE, 5, impl="reference", cache=cache)
+    assert second.complete and second.times.items() >= first.times.items()
+
+
+def test_a_step_that_breaks_the_device_is_not_tried_again(config, cache, monkeypatch):
+    steps = iter([2.0, RuntimeError("an illegal memory access")])
+
+    def step(*rest):
+        if isinstance(ms := next(steps), float):
+            return ms
+        raise ms
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_step_ms", step)
+        patch.setattr(tuning, "usable", lambda device: False)
+        with pytest.raises(EnvironmentFailed, match=r"after a whole step \(static: .*run again"):
+            tune(config, DEVICE, 5, impl="reference", cache=cache)
+    found = cached(config, DEVICE, cache)
+    assert found.complete and found.winner == "library" and list(found.steps) == ["library", "static"]
+
+
+def test_an_interrupt_leaves_what_was_measured(config, cache):
+    def interrupt(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    for number in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            tune(config, DEVICE, 5, impl="reference", cache=cache, count=interrupt)
+        assert len(cached(config, DEVICE, cache).times) == 3 * number
+
+
+def test_a_device_is_usable_until_cuda_says_no(monkeypatch):
+    def refuse(error):
+        monkeypatch.setattr(torch, "rand", lambda *rest, **options: (_ for _ in ()).throw(error))
+
+    assert usable(DEVICE)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    refuse(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    assert not usable(torch.device("cuda"))
+    refuse(torch.OutOfMemoryError("full"))  # others have it
+    assert usable(torch.device("cuda"))
+
+
 SITES = [
     ("down.1.conv.weight", 1, "dgrad"), ("up.3.conv.weight", 1, "forward"), ("up.3.conv.weight", 1, "wgrad"),
     ("blocks.1.conv.weight", 2, "forward"),
@@ -192,7 +253,7 @@ def test_a_process_ends_after_a_trial_that_broke_the_device(config, monkeypatch,
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given)))
     results = [("a", None), ("a", ""), ("b", None), ("b", "illegal memory access"), ("c", None)]
     monkeypatch.setattr(tuning, "try_trials", lambda *rest: iter(results))
-    monkeypatch.setattr(trial_processes, "_usable", lambda: False)
+    monkeypatch.setattr(trial_processes, "usable", lambda device: False)
     with pytest.raises(SystemExit):
         trial_processes.main("cpu", "triton")
     assert capsys.readouterr().out == "try a\nis \ntry b\nis illegal memory access\n"
@@ -228,6 +289,9 @@ def test_training_goes_on_where_measuring_fails(config, monkeypatch, error):
     plans, said = choose_convolutions(config, torch.device("cuda"), quiet=True)
     assert plans is None
     assert said == [f"convolutions: the library's; measuring failed ({error})"]
+    monkeypatch.setattr(stepping, "usable", lambda device: False)
+    with pytest.raises(type(error)):  # but not in a process that has lost its GPU
+        choose_convolutions(config, torch.device("cuda"), quiet=True)
 
 
 def test_refusals(config, cache, monkeypatch):
