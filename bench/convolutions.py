@@ -27,7 +27,6 @@ from .roofline import Cost, layer_costs, named_device
 
 PART = "convolutions"
 PRECISIONS = ("bf16", "fp16")  # the first is timed
-GIB = 1 << 30
 Verdicts = dict[str, str]  # by Trial.name: "" where the numbers are right
 
 
@@ -83,8 +82,7 @@ def _judge(at: Setting, config: Train, trials: Mapping[str, Trial], seconds: flo
     if at.device.type != "cuda":
         return {name: trial.verdict() for name, trial in trials.items()}
     release(at)
-    processes = process_count(at.device, (2 + config.batch // 8) * GIB)
-    return verdicts(config, at.device, "triton", list(trials), processes, seconds)
+    return verdicts(config, at.device, "triton", list(trials), process_count(at.device), seconds)
 
 
 def _row(names: list[str], judged: Verdicts) -> Values:

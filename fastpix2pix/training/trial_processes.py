@@ -26,16 +26,19 @@ from ..tuning.verdicts import OUT_OF_MEMORY, ended_from_outside
 
 _MOST = 8
 _CONTEXT = 1 << 30  # bytes of GPU memory that a process takes beside its tensors
+_PEAK = 2  # times the sites' memory: a check takes at most two thirds of it more, and libraries want room to work in
 _MODULE = __name__  # "__main__" in the process itself
 START, VERDICT = "try", "is"
 
 
-def process_count(device: torch.device, tensors: int) -> int:
-    """How many may run at once. `tensors`: bytes of GPU memory that one needs."""
+def process_count(device: torch.device) -> int:
+    """How many may run at once, asked where this process holds the sites of the step, as each of them will."""
     if device.type != "cuda":
         return 1
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(_MOST, (os.cpu_count() or 1) // 2, free // (tensors + _CONTEXT)))
+    one = _PEAK * torch.cuda.memory_allocated(device) + _CONTEXT
+    return max(1, min(_MOST, (os.cpu_count() or 1) // 2, free // one))
 
 
 def verdicts(
@@ -113,6 +116,8 @@ def main(name: str, impl: str) -> None:
             print(START if verdict is None else VERDICT, trial if verdict is None else verdict, flush=True)
             if verdict and not usable(device):
                 sys.exit(1)  # every trial after this one would fail: the next process goes on
+            if verdict is not None and device.type == "cuda":
+                torch.cuda.empty_cache()  # the processes beside this one have their peaks at other times
 
 
 if __name__ == "__main__":

@@ -187,8 +187,7 @@ def _measure(
     left = [name for name in trials if name not in times]
     if device.type == "cuda" and left:  # a kernel may bring its process down, and compiling takes several of them
         say(f"convolutions: {len(left)} ways to compute them are checked, then timed")
-        processes = process_count(device, torch.cuda.max_memory_allocated(device))
-        judged = verdicts(config, device, impl, left, processes, 0.7 * (end - time.monotonic()))
+        judged = verdicts(config, device, impl, left, process_count(device), 0.7 * (end - time.monotonic()))
         times |= {name: verdict for name, verdict in judged.items() if verdict}
         left = [name for name in left if judged.get(name) == ""]
     for done, name in enumerate(left):

@@ -1,5 +1,6 @@
 """Measured choice of convolutions: the whole way with plain kernels, single sites with Triton's."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -20,7 +21,7 @@ from fastpix2pix.training import tune as tuning
 from fastpix2pix.training.plan_sites import sites_of
 from fastpix2pix.training.plans import static_plans
 from fastpix2pix.training.step import build_state, choose_convolutions
-from fastpix2pix.training.trial_processes import verdicts
+from fastpix2pix.training.trial_processes import process_count, verdicts
 from fastpix2pix.training.trials import Trial, trials_of
 from fastpix2pix.training.tune import Tuned, cached, tune
 from fastpix2pix.tuning.cache import PlanCache
@@ -257,6 +258,36 @@ def test_a_process_ends_after_a_trial_that_broke_the_device(config, monkeypatch,
     with pytest.raises(SystemExit):
         trial_processes.main("cpu", "triton")
     assert capsys.readouterr().out == "try a\nis \ntry b\nis illegal memory access\n"
+
+
+def test_a_process_gives_memory_back_after_each_trial(config, monkeypatch):
+    given = {"config": dataclasses.asdict(config), "names": ["a", "b"]}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given)))
+    results, freed = [("a", None), ("a", ""), ("b", None), ("b", "wrong")], []
+    monkeypatch.setattr(tuning, "try_trials", lambda *rest: iter(results))
+    monkeypatch.setattr(trial_processes, "current", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(trial_processes, "usable", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
+    trial_processes.main("cuda", "triton")
+    assert len(freed) == 2
+
+
+@pytest.mark.parametrize(
+    ("sites", "free", "cpus", "processes"),
+    [
+        (6, 73, 64, 5),  # the paper's networks at batch 64 on a card of 80 GB
+        (1, 78, 64, 8),
+        (1, 78, 4, 2),
+        (6, 5, 64, 1),
+    ],
+)
+def test_as_many_processes_as_there_is_memory_for(monkeypatch, sites, free, cpus, processes):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: sites * 10**9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 10**9, 80 * 10**9))
+    monkeypatch.setattr(trial_processes.os, "cpu_count", lambda: cpus)
+    assert process_count(torch.device("cuda")) == processes
+    assert process_count(torch.device("cpu")) == 1
 
 
 def test_a_process_that_cannot_start_judges_nothing(config):

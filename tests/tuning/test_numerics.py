@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpix2pix.kernels import conv_kernel
 from fastpix2pix.kernels import conv_wgrad as wgrad_file
@@ -11,6 +12,7 @@ from fastpix2pix.kernels.conv_plan import ConvPlan
 from fastpix2pix.kernels.geometry import Geometry, Map, Source
 from fastpix2pix.kernels.rows import Statistics
 from fastpix2pix.kernels.wgrad_plan import WgradPlan
+from fastpix2pix.tuning import numerics
 from fastpix2pix.tuning.numerics import dgrad_error, exact_fp32, excess, forward_error, wgrad_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,6 +67,37 @@ def test_excess():
     assert excess(exact + 2e-3, exact + 1e-3, exact) == pytest.approx(1, rel=0.01)
     assert excess(exact + 3e-3, exact + 1e-3, exact) > 1
     assert not excess(torch.tensor([float("nan"), 2.0]), exact, exact) <= 1
+
+
+class Widest(TorchDispatchMode):
+    """Collects how many float64 numbers the tensors have that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = [0]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float64:
+            self.counts.append(out.numel())
+        return out
+
+
+@pytest.mark.parametrize("total", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("at", [0, 500, 1000])
+def test_excess_in_parts_is_excess(monkeypatch, dtype, total, at):
+    """Wherever the largest error, the largest value or a NaN lies; in float64 there is never more than a part."""
+    exact = rand(1001)
+    same, fast = (exact.to(dtype, copy=True) for _ in range(2))
+    exact[-1 - at], fast[at] = 9.0, fast[at] + 1
+    whole = excess(fast, same, exact, total=total)
+    monkeypatch.setattr(numerics, "CHUNK", 100)
+    with Widest() as widest:
+        assert excess(fast, same, exact, total=total) == whole > 0
+    assert max(widest.counts) == 100
+    fast[at] = torch.nan
+    assert not excess(fast, same, exact, total=total) <= 1
 
 
 @pytest.mark.parametrize(("off", "right"), [(1e-5, True), (1e-3, False)])
