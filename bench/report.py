@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,15 @@ class Running(NamedTuple):
     end: float  # by when it has to be through, as time.monotonic() has it
 
 
+class Row(dict[str, Any]):
+    """A row, which does not change any more."""
+
+    @cached_property
+    def text(self) -> str:
+        """As the file has it; kept, for an encoder that indents is slow and the file is written after every row."""
+        return f"\n{json.dumps(self, indent=1)}".replace("\n", "\n  ")
+
+
 class Report:
     """Rows {part, row, status: ok | failed | skipped, reason, seconds, values}, rewritten to `path` after each.
 
@@ -50,7 +60,8 @@ class Report:
     ) -> None:
         self.path, self.facts, self.budget = path, facts, budget
         self.start = time.monotonic()
-        self.rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if goes_on else self._kept(set(shares))
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if goes_on else self._kept(set(shares))
+        self.rows = [Row(row) for row in rows]
         self.lost = ""  # the row after which this process can do nothing more with the GPU
         self.running: Running | None = None
         total, done = sum(shares.values()), 0.0
@@ -71,8 +82,9 @@ class Report:
 
     def save(self) -> None:
         """Write the file aside and rename it."""
-        record = {"facts": self.facts, "budget_s": self.budget, "rows": self.rows}
-        write_text(self.path, json.dumps(record, indent=1) + "\n")
+        rows = ",".join(row.text for row in self.rows)
+        head = json.dumps({"facts": self.facts, "budget_s": self.budget, "rows": []}, indent=1).removesuffix("]\n}")
+        write_text(self.path, head + (rows and f"{rows}\n ") + "]\n}\n")
 
     def left(self, part: str) -> float:
         """Seconds that `part` still has."""
@@ -85,7 +97,7 @@ class Report:
     def add(self, part: str, row: str, status: str, reason: str = "", seconds: float = 0.0, **values: Any) -> None:
         """Append a row and save."""
         found = {"part": part, "row": row, "status": status, "reason": reason, "seconds": round(seconds, 3)}
-        self.rows.append(found | {"values": values})
+        self.rows.append(Row(found, values=values))
         self.save()
 
     def run(

@@ -231,6 +231,19 @@ def test_rows_are_on_disk_as_they_come(tmp_path):
     assert kept.left("kernels") < 25 < 74 < kept.left("steps")
 
 
+def test_every_row_is_encoded_once(tmp_path, monkeypatch):
+    """And the file is what the encoder would make of all of it."""
+    encode, seen = json.dumps, []
+    monkeypatch.setattr(json, "dumps", lambda what, **options: seen.append(what) or encode(what, **options))
+    many = report(tmp_path / "r.json")
+    for number in range(4):
+        record = {"facts": many.facts, "budget_s": many.budget, "rows": many.rows}
+        assert many.path.read_text() == encode(record, indent=1) + "\n"
+        many.add("steps", f"row {number}", "ok", us={"a\n": [1.5, 2], "b": {}, "c": None})
+    assert [what["row"] for what in seen if "row" in what] == [f"row {number}" for number in range(4)]
+    assert not any(what.get("rows") for what in seen)
+
+
 def test_other_parts_are_kept_for_the_same_device_and_clean_commit(tmp_path):
     path = tmp_path / "r.json"
     old = report(path)
