@@ -21,17 +21,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Bytes of local memory a thread may have. With 8 warps ptxas gives up a few registers to keep two programs on one
-# multiprocessor; maxnreg = 255 takes these bytes back, and the second program with them. A100, H100 and H200 have
-# none with the Triton that constraints.txt has.
-LOCAL, PINNED, STRICT = 48, "3.7.1", (80, 90)
+# multiprocessor; maxnreg = 255 takes these bytes back, and the second program with them.
+LOCAL = 48
 SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}  # shared memory a program may have, by compute capability
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
 HEAD = """# What the kernels compile to
 
 Written by `python -m bench.compile_table --write` (and with `--triton DIR` for another version); no GPU is needed.
 A cell is registers per thread / bytes of shared memory per program; `16 | n` marks sizes known to be multiples of 16.
-Refused, and marked `!`: local memory (spilled registers) on sm_80 and sm_90 with Triton 3.7.1, above 48 bytes a thread
-elsewhere; or shared memory above what a program may have: {limits}.
+Refused, and marked `!`: local memory (spilled registers) above {local} bytes a thread, which ptxas takes to keep two
+programs on a multiprocessor; or shared memory above what a program may have: {limits}.
 """
 
 
@@ -43,10 +42,7 @@ class Compiled(NamedTuple):
     shared: int  # bytes per program
 
     def refused(self, capability: int) -> bool:
-        import triton
-
-        allowed = 0 if triton.__version__ == PINNED and capability in STRICT else LOCAL
-        return self.local > allowed or self.shared > SHARED_KB[capability] * 1024
+        return self.local > LOCAL or self.shared > SHARED_KB[capability] * 1024
 
 
 def kernel_cases(package: str = "fastpix2pix.kernels") -> list[Any]:
@@ -156,7 +152,7 @@ def write(version: str, section: str) -> None:
     sections[version] = section
     limits = ", ".join(f"{kb} KB on sm_{capability}" for capability, kb in SHARED_KB.items())
     parts = [f"## Triton {name}\n\n{sections[name].strip()}\n" for name in sorted(sections, reverse=True)]
-    DOCUMENT.write_text("\n".join([HEAD.format(limits=limits), *parts]), encoding="utf-8")
+    DOCUMENT.write_text("\n".join([HEAD.format(limits=limits, local=LOCAL), *parts]), encoding="utf-8")
 
 
 def main() -> int:

@@ -47,7 +47,7 @@ def activate(
     if ACT == 1:
         h = tl.where(h > 0, h, 0.2 * h)
     elif ACT == 2:
-        h = tl.maximum(h, 0.0, propagate_nan=tl.PropagateNan.ALL)  # one instruction
+        h = tl.where(h <= 0, 0.0, h)
     elif ACT == 3:
         h = _tanh(h)
     return h

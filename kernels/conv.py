@@ -287,7 +287,6 @@ def _conv_triton(
         ACT_OTHER=0 if other is None else ACTIVATIONS[other.activation].id,
         ACT_2=0 if again is None else ACTIVATIONS[again.activation].id,
         FLAT=problem.flat,
-        DENSE=problem.flat and gather.kstep == 1 and gather.parities == 1 and not gather.inner_first,
         FLATTEN=bool(plan.flatten),
         SPLIT=split,
         WHOLE_K=aligned and not problem.flat,

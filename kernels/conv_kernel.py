@@ -71,7 +71,6 @@ def _conv_kernel(
     ACT_OTHER: tl.constexpr,
     ACT_2: tl.constexpr,
     FLAT: tl.constexpr,
-    DENSE: tl.constexpr,  # where FLAT: the kernel lies in the order of the sum
     FLATTEN: tl.constexpr,  # the loops over taps and channels as one
     SPLIT: tl.constexpr,
     WHOLE_K: tl.constexpr,
@@ -111,9 +110,7 @@ def _conv_kernel(
             a = tl.load(base[:, None] + (ih * W + iw) * lda + c[None, :], mask=ok, other=0.0)
             if ACT_A != 0:
                 a = activate(a.to(tl.float32), ACT_A).to(a.dtype)
-            at = k
-            if not DENSE:
-                at = ((kh + KSTEP * th) * KERNEL + kw + KSTEP * tw) * stride_tap + c * stride_k
+            at = ((kh + KSTEP * th) * KERNEL + kw + KSTEP * tw) * stride_tap + c * stride_k
             ok = (k < TAPS * TAPS * CA)[:, None] & (col < CO)[None, :]
             b = tl.load(w + at[:, None] + col[None, :] * stride_n, mask=ok, other=0.0)
             acc = dot(a, b, acc, UPCAST)
@@ -171,10 +168,10 @@ def _conv_kernel(
         if nx is None:
             acc = activate(acc, ACT)
         rounded = acc.to(y.dtype.element_ty)
-        tl.store(y + out[:, None] * ldy + col[None, :], rounded, mask=mask)
         if y2 is not None:
             again = activate(rounded.to(tl.float32), ACT_2).to(y.dtype.element_ty)
             tl.store(y2 + out[:, None] * ldy2 + col[None, :], again, mask=mask)
+        tl.store(y + (out[:, None] * ldy + col[None, :]), rounded, mask=mask)
         at = group * (PARITIES * PARITIES) * tiles + part * tiles + tile
         if nx is not None:
             c = col - (CO - NC)
@@ -350,7 +347,7 @@ def _compile_case(shape: Shape, gather: Gather, present: Sequence[str], types: T
     """One block shape and form; `present`: the optional arguments that are there."""
     bm, bn, bk, warps, stages = shape
     flags = {"ACT_A": 0, "ACT_B": 0, "ACT": 0, "ACT_OTHER": 0, "ACT_2": 0}
-    flags |= {"FLAT": False, "DENSE": constants.get("FLAT", False), "FLATTEN": False, "SPLIT": False}
+    flags |= {"FLAT": False, "FLATTEN": False, "SPLIT": False}
     whole = not constants.get("FLAT", False)
     constexprs: dict[str, Any] = {name: None for name in _OPTIONAL if name not in present}
     constexprs |= {name: 0 for name in _NUMBERS if name not in present}

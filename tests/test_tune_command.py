@@ -141,6 +141,15 @@ def test_auto_is_triton_where_it_was_right_and_faster(tmp_path, monkeypatch):
     choice, line = tuned()
     assert choice == "torch" and "triton wrong: its pictures are off by 0.01" in line
 
+    monkeypatch.setattr(TritonEngine, "translate", right)
+    assert tuned()[0] == "triton"
+
+    def short(self, x, first=0):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(TritonEngine, "translate", short)
+    assert tuned() == ("triton", "backend = auto: torch (triton out of memory)")  # what was found before stays
+
 
 def test_what_was_not_measured_is_static(tmp_path):
     layer, groups = next(iter(layers_of(train_config(batch=2))))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import Generator, Modes
 from ..model import Unet
 from ..tuning.cache import PlanCache, source_hash
-from ..tuning.verdicts import clearly_faster, one_line
+from ..tuning.verdicts import OUT_OF_MEMORY, clearly_faster, one_line
 from .engine import TorchEngine, latency
 from .triton_engine import TritonEngine
 
@@ -42,7 +42,9 @@ def compare(
 
 
 def keep(cache: PlanCache, config: Generator, modes: Modes, precision: str, found: dict[str, float | str]) -> None:
-    """For `chosen`. EnvironmentFailed where the disk refuses."""
+    """For `chosen`; but not that memory was short. EnvironmentFailed where the disk refuses."""
+    if OUT_OF_MEMORY in found.values():
+        return
     cache.save(_subject(config, modes, precision), dict(found))
 
 
