@@ -10,7 +10,7 @@ SHAPES = [  # rows, channels, groups, tiles, warps, why
     (256, 512, 1, 1, 8, "16 x 16 at batch 1: still one launch"),
     (257, 512, 1, 3, 8, "a row more: tiles of one block"),
     (961, 512, 2, 8, 8, "c4, joined"),
-    (16384, 64, 64, 5, 8, "one group per image: tiles until the device is busy"),
+    (16384, 64, 64, 4, 8, "one group per image: tiles until the device is busy"),
     (16384, 512, 64, 1, 8, "groups and channels alone keep it busy"),
     (64 * 128 * 128, 64, 1, 256, 8, "d2 at batch 64: as many tiles as allowed"),
     (64 * 256 * 256, 3, 1, 256, 8, "RGB at batch 64"),
