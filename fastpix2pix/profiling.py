@@ -50,7 +50,8 @@ class Counter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if not func.is_view and name not in _NO_WORK:
-            tensors = {id(t): t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)}
+            made = () if name.endswith("_") else result  # in place, the result is an argument
+            tensors = {id(t): t for t in tree_leaves((args, kwargs, made)) if isinstance(t, Tensor)}
             self.calls += 1
             self.bytes += sum(t.numel() * t.element_size() for t in tensors.values())
         return result

@@ -100,7 +100,14 @@ def problem_of(gather: Gather, size: Map, output: Map, groups: int, sources: Seq
 
 
 def not_supported_reasons(
-    sources: Sequence[Source], w: Tensor, geometry: Geometry, gather: Gather, size: Map, y: Tensor, groups: int
+    sources: Sequence[Source],
+    w: Tensor,
+    geometry: Geometry,
+    gather: Gather,
+    size: Map,
+    y: Tensor,
+    groups: int,
+    second: Output | None = None,
 ) -> list[str]:
     """Why the Triton kernel cannot take these arguments (shapes and dtypes only, no device is asked)."""
     reasons = geometry.not_supported_reasons()
@@ -125,6 +132,9 @@ def not_supported_reasons(
         reasons.append(
             f"the output is {tuple(y.shape)} {y.dtype} with strides {y.stride()}; rows like the input needed"
         )
+    if second is not None and (second.rows.shape, second.rows.dtype, second.rows.stride(1)) != (y.shape, y.dtype, 1):
+        found = f"{tuple(second.rows.shape)} {second.rows.dtype} with strides {second.rows.stride()}"
+        reasons.append(f"the second output is {found}; rows like the first are needed")
     if size.images % groups:
         reasons.append(f"{size.images} images in {groups} groups")
     return reasons
@@ -150,13 +160,7 @@ def _product(
 ) -> Product:
     if len(y) != output.rows:
         raise ValueError(f"conv: the output has {len(y)} rows; {output} needs {output.rows}")
-    reasons = not_supported_reasons(sources, w, geometry, gather, size, y, groups)
-    if second is not None and (
-        second.rows.shape != y.shape or second.rows.dtype != y.dtype or second.rows.stride(1) != 1
-    ):
-        reasons.append(
-            f"the second output is {tuple(second.rows.shape)} {second.rows.dtype}; rows like the first needed"
-        )
+    reasons = not_supported_reasons(sources, w, geometry, gather, size, y, groups, second)
     if choose("conv", impl, y, reasons) == "triton":
         problem = problem_of(gather, size, output, groups, sources, y.shape[1])
         plan = plan or conv_plan(problem)
@@ -228,17 +232,17 @@ def _conv_triton(
     y: Tensor,
     bias: Tensor | None,
     activation: str,
-    second_output: Output | None,
+    second: Output | None,
     statistics: bool,
     partials: bool,
     norm: Norm | None,
 ) -> Product:
     gather, size, output = problem.gather, problem.size, problem.output
-    first, second = sources[0], sources[1] if len(sources) == 2 else None
+    a, b = sources[0], sources[1] if len(sources) == 2 else None
     channels, parts = y.shape[1], gather.parities**2
     tiles = -(-problem.rows // plan.block_m)
     split = plan.splits > 1
-    fused = bias is not None or activation != "none" or second_output is not None or statistics or norm is not None
+    fused = bias is not None or activation != "none" or second is not None or statistics or norm is not None
     if split and fused and not partials:
         plan = plan._replace(tap_splits=1, channel_splits=1)  # what is fused needs whole sums
         split = False
@@ -253,24 +257,24 @@ def _conv_triton(
     other = None if norm is None else norm.other
     read, written = _bytes(problem, sources, w, y, plan, norm)
     written += 0 if found is None else 4 * found.numel()
-    again = None if split else second_output  # of partial sums, what adds them up makes it
-    written += 0 if again is None else again.rows.numel() * again.rows.element_size()
+    second = None if split else second  # of partial sums, what adds them up makes it
+    written += 0 if second is None else y.element_size() * second.rows.numel()
     launch(
         _conv_kernel,
         (problem.groups * tiles * -(-channels // plan.block_n) * parts, plan.splits),
-        *(first.rows, None if second is None else second.rows, w, into, None if again is None else again.rows),
-        *(first.scale, first.shift),
-        *((None, None) if second is None else (second.scale, second.shift)),
+        *(a.rows, None if b is None else b.rows, w, into, None if second is None else second.rows),
+        *(a.scale, a.shift),
+        *((None, None) if b is None else (b.scale, b.shift)),
         *(bias, *((None, None) if found is None else found.unbind())),
         *((None,) * 5 if norm is None else (norm.x, norm.gamma, norm.beta, *norm.statistics)),
         None if other is None else other.rows,
         *(size.height, size.width, output.height, output.width, height, width),
-        *(problem.rows, tiles, problem.inputs[0], problem.inputs[1] if second is not None else 0, channels),
-        *(first.rows.stride(0), 0 if second is None else second.rows.stride(0)),
-        *(channels if split else y.stride(0), 0 if again is None else again.rows.stride(0)),
+        *(problem.rows, tiles, problem.inputs[0], problem.inputs[1] if b is not None else 0, channels),
+        *(a.rows.stride(0), 0 if b is None else b.rows.stride(0)),
+        *(channels if split else y.stride(0), 0 if second is None else second.rows.stride(0)),
         0 if other is None else other.rows.stride(0),
         *gather.strides(tuple(w.shape)),
-        *(-(-problem.useful // plan.tap_splits), chunks[0], chunks[1] if second is not None else 0),
+        *(-(-problem.useful // plan.tap_splits), chunks[0], chunks[1] if b is not None else 0),
         *(plan.channel_splits, len(y), 0 if norm is None else norm.x.shape[1]),
         read=read,
         written=written,
@@ -281,11 +285,11 @@ def _conv_triton(
         K0=gather.k0,
         KSTEP=gather.kstep,
         PARITIES=gather.parities,
-        ACT_A=ACTIVATIONS[first.activation].id,
-        ACT_B=0 if second is None else ACTIVATIONS[second.activation].id,
+        ACT_A=ACTIVATIONS[a.activation].id,
+        ACT_B=0 if b is None else ACTIVATIONS[b.activation].id,
         ACT=ACTIVATIONS[activation].id if norm is None else ACTIVATIONS[norm.activation].id,
         ACT_OTHER=0 if other is None else ACTIVATIONS[other.activation].id,
-        ACT_2=0 if again is None else ACTIVATIONS[again.activation].id,
+        ACT_2=0 if second is None else ACTIVATIONS[second.activation].id,
         FLAT=problem.flat,
         FLATTEN=bool(plan.flatten),
         SPLIT=split,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ._triton import jit, tl
 from .activations import activate, times_derivative
-from .conv_plan import DEEP, FLAT, FLATTENED, LARGE, SMALL, THIN, Shape
+from .conv_plan import DEEP, FLAT, FLATTENED, LARGE, SMALL, THIN, WIDE, Shape
 from .dispatch import CompileCase
 from .geometry import Gather, Geometry, dot
 from .overlap import enter, prefetch
@@ -316,7 +316,7 @@ def compile_cases() -> list[CompileCase]:
         cases.append(_compile_case(shape, doubling, (*norm, "other", "ldo"), back, ACT=1, ACT_OTHER=2))
     cases.append(_compile_case(LARGE[1], halving, affine, up, SPLIT=True, ACT_A=1))
     cases.append(_compile_case(LARGE[1], doubling, both, back, SPLIT=True, ACT_A=2, ACT_B=2))
-    for shape in (*LARGE, SMALL[1]):
+    for shape in WIDE:
         cases.append(_compile_case(shape, halving, again, up, ACT=1, ACT_2=2))
         cases.append(_compile_case(shape, doubling, stats, back))
         cases.append(_compile_case(shape, halving, (*affine, *stats), up, ACT_A=1))

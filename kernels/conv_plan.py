@@ -92,7 +92,7 @@ def conv_candidates(problem: Problem) -> list[ConvPlan]:
     """
     shapes = _shapes(problem)
     found = [_split(problem, *shape) for shape in shapes]
-    if len(problem.inputs) == 1 and shapes[0] in (*LARGE, *SMALL[1:]):
+    if len(problem.inputs) == 1 and shapes[0] in WIDE:  # two sources are two loops within the one over taps
         found[3:] = [_split(problem, *FLATTENED)._replace(flatten=1)]
     if found[0].splits > 1:  # half as many splits, twice the work of each
         found.append(_split(problem, *shapes[0], programs=PROGRAMS // 2))
@@ -109,6 +109,7 @@ THIN = ((128, 16, 64, 8, 4), (64, 16, 64, 4, 3))
 DEEP = ((16, 64, 128, 8, 4),)
 SMALL = ((32, 64, 128, 8, 3), (64, 64, 64, 8, 3))
 LARGE = ((128, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 128, 64, 8, 2))
+WIDE = (*LARGE, SMALL[1])  # of maps with more rows than the smallest tiles have
 FLATTENED = (64, 64, 64, 4, 3)
 Shape = tuple[int, int, int, int, int]
 

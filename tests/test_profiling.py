@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpix2pix import cli
 from fastpix2pix.config import Generator
@@ -79,6 +80,13 @@ def test_counts_are_of_calls_that_compute():
         y.view(-1).detach()
     assert counted.calls == 2
     assert counted.bytes == 4 * (x.numel() + w.numel() + 3 * y.numel())
+
+
+def test_what_is_written_in_place_counts_once_where_a_fake_tensor_is_made_of_it():
+    real = torch.zeros(100)
+    with FakeTensorMode(allow_non_fake_inputs=True), Counter() as counted:
+        real.copy_(torch.empty(100))
+    assert (counted.calls, counted.bytes) == (1, 4 * 200)
 
 
 def test_launches_are_those_of_the_first_step(tmp_path):
