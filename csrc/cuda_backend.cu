@@ -270,6 +270,11 @@ int device_of(const void* pointer) {
   return about.type == cudaMemoryTypeDevice || about.type == cudaMemoryTypeManaged ? about.device : -1;
 }
 
+void on_device(int device, const std::function<void()>& work) {
+  const OnDevice here(device);
+  work();
+}
+
 void await_stream(std::uintptr_t waiting, std::uintptr_t producer, int device) {
   const OnDevice here(device);
   const CudaEvent now = make_event(cudaEventDisableTiming);

@@ -38,6 +38,9 @@ std::unique_ptr<Backend> make_cuda_backend(const InputSpec& input, const OutputS
 // The GPU whose memory a pointer points to, or -1.
 int device_of(const void* pointer);
 
+// Does `work` with `device` as the current one of this thread.
+void on_device(int device, const std::function<void()>& work);
+
 // Work enqueued on `waiting` from now on comes after what `producer` has now; both are cudaStream_t of the device.
 void await_stream(std::uintptr_t waiting, std::uintptr_t producer, int device);
 

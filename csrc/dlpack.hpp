@@ -69,9 +69,10 @@ class DeviceFrame {
   }
 
   py::buffer_info of_dlpack(const py::object& plane, const char* what) {
+    check_device(py::int_(py::tuple(plane.attr("__dlpack_device__")())[1]), what);
     py::object capsule;
-    try {
-      capsule = plane.attr("__dlpack__")(py::arg("stream") = stream_);
+    try {  // torch shares what lies on the current device
+      on_device(device_, [&] { capsule = plane.attr("__dlpack__")(py::arg("stream") = stream_); });
     } catch (py::error_already_set& error) {
       if (!error.matches(PyExc_NotImplementedError)) {
         throw InvalidInput(std::string(what) + " of type " + type_name(plane) +
@@ -83,7 +84,6 @@ class DeviceFrame {
     }
     const auto* tensor = static_cast<const DLPackTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
     if (tensor == nullptr) throw py::error_already_set();
-    check_device(tensor->device_id, what);
     held_.push_back(std::move(capsule));  // it frees the tensor when it goes, as nobody renamed it
     const bool bytes = tensor->code == kDLPackUInt && tensor->bits == 8 && tensor->lanes == 1;
     std::vector<py::ssize_t> shape(tensor->shape, tensor->shape + tensor->ndim), strides(shape.size());

@@ -90,11 +90,9 @@ class Site:
     def forward_run(self, plan: ConvPlan | None, own: bool, raw: bool) -> Run:
         """The product and what follows it."""
         how, stage = How({self.key: Plans(forward=plan)}, self.impl), self.stage(own)
-        images = stage.x.size.images
-        groups = 1 if stage.groups == images else stage.groups  # an instance norm has its own
 
         def product() -> Stage:
-            found = convolve(stage.block, stage.name, self.params, stage.x, how, groups)
+            found = convolve(stage.block, stage.name, self.params, stage.x, how, stage.groups)
             found.noise = stage.noise
             return found
 

@@ -291,6 +291,17 @@ def test_refused_device_frames() -> None:
     assert r.stats()["frames"]["submitted"] == 0
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_frames_of_a_gpu_that_is_not_the_current_one() -> None:
+    r = runtime(device="cuda:1")
+    given = torch.from_numpy(frame(1).reshape(*SIZE, 3))
+    assert torch.cuda.current_device() == 0
+    np.testing.assert_array_equal(translated(r, given.to("cuda:1"), frame(1)), frame(1))
+    assert torch.cuda.current_device() == 0
+    with pytest.raises(InputError, match="on cuda:0; this runtime is on cuda:1"):
+        r.submit(given.to("cuda:0"))
+
+
 def test_closing_with_frames_in_flight() -> None:
     def slow(input: int, output: int, stream: int) -> None:
         with torch.cuda.stream(torch.cuda.ExternalStream(stream)):

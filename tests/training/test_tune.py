@@ -194,6 +194,16 @@ def test_candidates_are_right_and_timed(config, site):
         assert isinstance(trial.ms(DEVICE), float), trial.name
 
 
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_one_pair_is_not_an_instance_norm(norm):
+    """Joined, the discriminator sees two images in two groups; on large maps its blocks read what others left raw."""
+    config = train_config(**OPTIONS | {"norm": norm, "crop_size": 256, "n_layers": 3, "depth": 8})
+    trials = trials_of(sites_of(config, DEVICE, "fp32", "reference")).values()
+    forward = [t for t in trials if t.product == "forward" and t.site.key[0].startswith("blocks.")]
+    assert any(t.own and t.raw and t.site.key == ("blocks.2.conv.weight", 2) for t in forward)
+    assert {t.name: t.verdict() for t in forward} == {t.name: "" for t in forward}
+
+
 def test_trials_are_judged_in_processes(config):
     """The real process, with plain kernels; the share of each is asked of it alone."""
     names = list(trials_of(sites_of(config, DEVICE, "fp32", "reference")))[:7]
