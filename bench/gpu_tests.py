@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,15 +13,15 @@ from .devices import ROOT, Setting
 from .report import LONGEST, Mismatch, Report, Skipped, Values
 
 PART = "tests"
-_MARK = "pytest.mark.gpu"
+_MARK = re.compile(r"^ *(?:@|\w+ = )pytest\.mark\.gpu\b", re.MULTILINE)  # not in a string
 LEAST = 20.0  # seconds for a file
 _NOT_RUN = (2, 4, 5)  # pytest's exit codes where a file or its conftest.py cannot be imported, and for no tests
 
 
 def files() -> list[Path]:
     """Every test file with such tests, relative to the root."""
-    found = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if _MARK in path.read_text(encoding="utf-8"))
-    return [path.relative_to(ROOT) for path in found]
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [path.relative_to(ROOT) for path in tests if _MARK.search(path.read_text(encoding="utf-8"))]
 
 
 def run(report: Report, at: Setting) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from .commands import Command, TrainCommand, as_typed
-from .console import say
+from .console import leave_stdout, say
 from .errors import EnvironmentFailed, Fastpix2pixError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
@@ -38,7 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
-        return int(parse([a for a in argv if a != "--debug"])())
+        try:
+            command = parse([a for a in argv if a != "--debug"])
+        except BrokenPipeError:  # of --help, as `| head` leaves it
+            leave_stdout()
+            return 0
+        return int(command())
     except (Fastpix2pixError, OSError, MemoryError, RuntimeError) as error:
         expected = _as_expected(error)
         if expected is None or debug:

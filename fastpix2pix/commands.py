@@ -435,7 +435,7 @@ class BenchCommand:
     """Measure this machine: training, translation and all their parts beside plain baselines; one table, one page."""
 
     out: Path = Path("benchmark")  # folder for result.json and index.html; written over
-    options: OmitArgPrefixes[Bench] = field(default_factory=Bench)  # of the measurement
+    measurement: OmitArgPrefixes[Bench] = field(default_factory=Bench)  # what is measured, and how
     json: _JsonFile = None  # file for the record, as in result.json; - is stdout
 
     def __call__(self) -> int:
@@ -443,7 +443,7 @@ class BenchCommand:
         from .console import Progress
 
         with Progress("bench") as progress:
-            record = run(self.options, self.out, say, progress.count)
+            record = run(self.measurement, self.out, say, progress.count)
         say(f"{record['seconds']:.0f} s -> {self.out / 'index.html'}, {self.out / 'result.json'}")
         write_json(self.json, record)
         return 0

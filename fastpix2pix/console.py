@@ -36,9 +36,14 @@ def write_json(target: str | None, content: dict[str, Any]) -> None:
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            leave_stdout()
     elif target is not None:
         write_text(Path(target), text + "\n")
+
+
+def leave_stdout() -> None:
+    """After a BrokenPipeError: what is still to be written, at exit too, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:

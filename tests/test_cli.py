@@ -295,8 +295,9 @@ def test_full_disk_for_a_report_is_exit_code_3(capsys):
     assert "No space left" in capsys.readouterr().err
 
 
-def test_closed_pipe_ends_quietly(model, pairs):
-    process = start("doctor", "--json", "-")
+@pytest.mark.parametrize("arguments", [("doctor", "--json", "-"), ("train", "--help")], ids=["JSON", "help"])
+def test_closed_pipe_ends_quietly(arguments):
+    process = start(*arguments)
     process.stdout.close()
     err = process.stderr.read()
     assert process.wait(timeout=300) == 0

@@ -185,7 +185,7 @@ def test_reference_against_autograd(images, dropped):
     outs = [Output(torch.empty_like(rows(x)), name) for name in BOTH]
     weights = (gamma.detach(), beta.detach())
     statistics = norm_act(rows(x), *weights, outs, groups=images, images=n, noise=key)
-    dx, dgamma, dbeta = torch.empty_like(rows(x)), torch.empty(2, c).double()[0], torch.empty(2, c).double()[1]
+    dx, (dgamma, dbeta) = torch.empty_like(rows(x)), torch.empty(2, c, dtype=x.dtype, device=x.device)
     gradients = [Output(rows(g1), "leaky"), Output(rows(g2), "relu")]
     norm_act_backward(gradients, rows(x), *weights, statistics, dx, dgamma, dbeta, images=n, noise=key)
     for found, expected in ((dx, rows(x.grad)), (dgamma, gamma.grad), (dbeta, beta.grad)):
