@@ -19,6 +19,7 @@ from .kernel_checks import (
     check_counting,
     check_gan_loss,
     check_l1_tanh_loss,
+    check_levels,
     check_norm_act,
 )
 from .report import Report, Values
@@ -71,6 +72,8 @@ def cases(at: Setting, batch: int, dtype: torch.dtype) -> Iterator[Case]:
             yield name, partial(check_gan_loss, logits, targets, kind, dtype, at.device)
     pixels, channels = generator_layers(config, batch)[-1].rows
     yield f"l1_tanh_loss {pixels * channels}", partial(check_l1_tanh_loss, pixels * channels, dtype, at.device)
+    name = f"units and side_by_side {pixels} x {channels}"
+    yield name, partial(check_levels, pixels, config.generator.in_channels, channels, dtype, at.device)
     if batch == at.batches[0]:
         yield "adam generator", partial(check_adam, at, "generator", dtype)
         yield "adam discriminator", partial(check_adam, at, "discriminator", dtype)

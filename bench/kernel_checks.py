@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastpix2pix.kernels.adam import adam, advance, found_inf_
 from fastpix2pix.kernels.bias_act import bias_act, bias_act_backward
+from fastpix2pix.kernels.levels import side_by_side, units
 from fastpix2pix.kernels.losses import gan_loss, l1_tanh_loss
 from fastpix2pix.kernels.norm_act import Output, Running, norm_act
 from fastpix2pix.kernels.norm_act_backward import hidden, norm_act_backward
@@ -146,6 +147,21 @@ def check_l1_tanh_loss(n: int, dtype: torch.dtype, device: torch.device) -> Valu
         return {"mean": mean, "gradient": gradient.array}
 
     return check(compute, ("mean",), lambda: poisoned)
+
+
+def check_levels(rows: int, before: int, channels: int, dtype: torch.dtype, device: torch.device) -> Values:
+    """Equal to plain torch to the bit, but where bf16 is cut off (the interpreter)."""
+    draws = torch.Generator(device).manual_seed(17)
+    x, target = (
+        torch.randint(256, (rows, c), generator=draws, device=device, dtype=torch.uint8) for c in (before, channels)
+    )
+    fake = _randn(rows, channels, draws=draws).tanh()
+
+    def compute(impl: str, to: torch.dtype | None) -> dict[str, Tensor]:
+        condition = units(x, to or dtype, impl=impl)
+        return {"condition": condition, "seen": side_by_side(condition, fake.to(to or dtype), target, impl=impl)}
+
+    return check(compute)
 
 
 def check_adam(at: Setting, which: str, dtype: torch.dtype) -> Values:

@@ -5,6 +5,7 @@ bytes are those of its distinct tensor arguments and results. Triton launches co
 A convolution counts as one launch here and may be several in cuDNN; a fused optimiser call counts as one. The plain
 kernels are the Triton kernels' references: short, not fast; dropout's counter-based bits alone are most of their calls.
 Own convolutions are those of the static plans; fewer bytes and more launches are not yet less time.
+A batch is given as loaders give it, in uint8.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def cost(options: dict[str, Any], batch: int) -> Cost:
     for net in filter(None, (state.generator, state.discriminator)):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # all of it, as on a GPU
     with FakeTensorMode(allow_non_fake_inputs=True), recorded(run=False) as tape:
-        x, y = (torch.empty(batch, 3, 256, 256).to(memory_format=torch.channels_last) for _ in range(2))
+        shape = (batch, 3, 256, 256)
+        x, y = (torch.empty(shape, dtype=torch.uint8).to(memory_format=torch.channels_last) for _ in range(2))
         state.step(x, y, 0, 2e-4)  # the optimiser makes its moments here
         tape.clear()
         with Counter() as counted:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ._triton import interpreted, triton
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
-OPS = ("norm_act", "bias_act", "adam", "losses", "conv")  # what FASTPIX2PIX_IMPL may name
+OPS = ("norm_act", "bias_act", "adam", "losses", "levels", "conv")  # what FASTPIX2PIX_IMPL may name
 
 
 class NotSupported(RuntimeError):

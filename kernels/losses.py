@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._triton import jit, tl
 from .dispatch import CompileCase, choose, launch
+from .levels import unit, units
 
 GAN_KINDS = ("bce", "lsgan")
 BLOCK = 1024  # numbers per program
@@ -55,8 +56,9 @@ def gan_not_supported_reasons(logits: Tensor, targets: tuple[float, ...], gradie
 
 def l1_tanh_loss(
     fake: Tensor,  # [P] fp32, fp16 or bf16: the generator's output, tanh(raw)
-    target: Tensor,  # [P] fp32
-    from_gan: Tensor | None,  # [P] dtype of fake: dL/d fake of the adversarial loss (scaled already)
+    target: Tensor,  # [P] fp32 units, or uint8 levels
+    from_gan: Tensor
+    | None,  # [P] or [M, C] dtype of fake, rows may lie apart: dL/d fake of the adversarial loss, scaled
     weight: float,  # of mean |target - fake|; 0 leaves L1 a figure without a gradient
     gradient: Tensor,  # [P] dtype of fake, written: dL/d raw, through the tanh
     *,
@@ -68,27 +70,37 @@ def l1_tanh_loss(
         return _l1_tanh_loss_triton(fake, target, from_gan, weight, gradient, scale)
     y = fake.to(torch.promote_types(fake.dtype, torch.float32))
     factor = weight / y.numel() * (1 if scale is None else scale)
+    target = units(target, torch.promote_types(target.dtype, torch.float32), impl="reference")
     g = torch.sign(y - target) * factor
     if from_gan is not None:
-        g = g + from_gan.to(y.dtype)
+        g = g + from_gan.reshape(-1).to(y.dtype)
     gradient.copy_(g * (1 - y * y))
     return (y - target).abs().mean().float()
 
 
 def l1_not_supported_reasons(fake: Tensor, target: Tensor, from_gan: Tensor | None, gradient: Tensor) -> list[str]:
     """Why the Triton kernel of l1_tanh_loss cannot take these arguments."""
-    arrays = {"fake": fake, "target": target, "gradient": gradient} | (
-        {} if from_gan is None else {"from_gan": from_gan}
-    )
-    return _not_flat(arrays)
+    reasons = _not_flat({"fake": fake, "target": target, "gradient": gradient}, levels="target")
+    if from_gan is None:
+        return reasons
+    if from_gan.ndim == 1:
+        return reasons + _not_flat({"fake": fake, "from_gan": from_gan})
+    if from_gan.ndim != 2 or from_gan.numel() != fake.numel() or from_gan.stride(1) != 1:
+        shape = f"{tuple(from_gan.shape)} with strides {from_gan.stride()}"
+        reasons.append(f"from_gan {shape}; rows of {fake.numel()} numbers in all are needed")
+    return reasons + _wrong_types({"from_gan": from_gan})
 
 
-def _not_flat(arrays: dict[str, Tensor]) -> list[str]:
+def _not_flat(arrays: dict[str, Tensor], levels: str = "") -> list[str]:  # the one that may be uint8
     (first, like), *_ = arrays.items()
     reasons = [f"{k} with strides {t.stride()} is not contiguous" for k, t in arrays.items() if not t.is_contiguous()]
     reasons += [f"{k} {tuple(t.shape)} is not shaped like {first}" for k, t in arrays.items() if t.shape != like.shape]
+    return reasons + _wrong_types({k: t for k, t in arrays.items() if (k, t.dtype) != (levels, torch.uint8)})
+
+
+def _wrong_types(arrays: dict[str, Tensor]) -> list[str]:
     allowed = (torch.float32, torch.float16, torch.bfloat16)
-    return reasons + [
+    return [
         f"{k} is {t.dtype}; float32, float16 or bfloat16 is needed" for k, t in arrays.items() if t.dtype not in allowed
     ]
 
@@ -116,10 +128,12 @@ def _l1_tanh_loss_triton(
 ) -> Tensor:
     n = fake.numel()
     partials = fake.new_empty((1, -(-n // BLOCK)), dtype=torch.float32)
+    together, apart = (1, 1) if from_gan is None or from_gan.ndim == 1 else (from_gan.shape[1], from_gan.stride(0))
     launch(
         _l1_tanh_loss_kernel,
         (partials.shape[1],),
-        *(fake, target, from_gan, gradient, partials, scale, weight / n, n),
+        *(fake, target, from_gan, gradient, partials, scale, weight / n, n, apart),
+        TOGETHER=together,
         BLOCK=BLOCK,
         read=fake.nbytes + target.nbytes + (0 if from_gan is None else from_gan.nbytes),
         written=gradient.nbytes + partials.nbytes,
@@ -190,24 +204,27 @@ def _log1p(e):  # fp32 in [0, 1]
 @jit
 def _l1_tanh_loss_kernel(
     fake_ptr,  # [n] float
-    target_ptr,  # [n] fp32
-    from_gan_ptr,  # [n] float, or None
+    target_ptr,  # [n] fp32 or uint8
+    from_gan_ptr,  # [n / TOGETHER, TOGETHER] float, rows `apart` numbers apart, or None
     gradient_ptr,  # [n] float
     partials_ptr,  # [blocks] fp32: sums of |target - fake|
     scale_ptr,  # [] fp32, or None
     factor,  # of the sign, without the loss scale
     n,
+    apart,
+    TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = offsets < n
     y = tl.load(fake_ptr + offsets, live, other=0.0).to(tl.float32)
-    difference = y - tl.load(target_ptr + offsets, live, other=0.0).to(tl.float32)
+    difference = tl.where(live, y - unit(tl.load(target_ptr + offsets, live, other=0)), 0.0)
     if scale_ptr is not None:
         factor *= tl.load(scale_ptr)
     g = tl.where(difference > 0, factor, tl.where(difference < 0, -factor, 0.0))
     if from_gan_ptr is not None:
-        g += tl.load(from_gan_ptr + offsets, live, other=0.0).to(tl.float32)
+        at = offsets // TOGETHER * apart + offsets % TOGETHER
+        g += tl.load(from_gan_ptr + at, live, other=0.0).to(tl.float32)
     tl.store(gradient_ptr + offsets, (g * (1.0 - y * y)).to(gradient_ptr.dtype.element_ty), live)
     tl.store(partials_ptr + tl.program_id(0), tl.sum(tl.abs(difference), 0))
 
@@ -241,12 +258,17 @@ def compile_cases() -> list[CompileCase]:
         types |= dict.fromkeys(("target0", "target1", "factor"), "fp32") | ({"scale_ptr": "*fp32"} if scaled else {})
         absent = {} if scaled else {"scale_ptr": None}
         cases.append(CompileCase(_gan_loss_kernel, types, {**absent, "BCE": kind == "bce", "BLOCK": BLOCK}))
-    for half, scaled, gan in (("*bf16", False, True), ("*fp16", True, True), ("*fp32", False, False)):
-        types = {"fake_ptr": half, "target_ptr": "*fp32", "gradient_ptr": half, "partials_ptr": "*fp32"}
-        types |= {"factor": "fp32", "n": "i32:16"}
+    for half, scaled, gan, target in (
+        ("*bf16", False, True, "*u8"),
+        ("*fp16", True, True, "*fp32"),
+        ("*fp32", False, False, "*u8"),
+    ):
+        types = {"fake_ptr": half, "target_ptr": target, "gradient_ptr": half, "partials_ptr": "*fp32"}
+        types |= {"factor": "fp32", "n": "i32:16"} | ({"apart": "i32"} if gan else {})
         types |= ({"from_gan_ptr": half} if gan else {}) | ({"scale_ptr": "*fp32"} if scaled else {})
         absent = {name: None for name in ("from_gan_ptr", "scale_ptr") if name not in types}
-        cases.append(CompileCase(_l1_tanh_loss_kernel, types, {**absent, "BLOCK": BLOCK}))
+        form = {"TOGETHER": 3} if gan else {"TOGETHER": 1, "apart": 1}
+        cases.append(CompileCase(_l1_tanh_loss_kernel, types, {**absent, **form, "BLOCK": BLOCK}))
     types = {"partials_ptr": "*fp32", "means_ptr": "*fp32", "one_over_n": "fp32", "blocks": "i32"}
     cases.append(CompileCase(_mean_kernel, types, {"BLOCK": BLOCK}))
     return cases

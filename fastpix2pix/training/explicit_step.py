@@ -12,13 +12,13 @@ from torch import Tensor
 from ..config import Train
 from ..errors import InputError
 from ..kernels.adam import adam, advance, found_inf_
+from ..kernels.levels import side_by_side, units
 from ..kernels.losses import gan_loss, l1_tanh_loss
 from .arena import Arena, Gradients, Segment
-from .convolution import rows
+from .convolution import image, rows
 from .discriminator_pass import discriminator_backward, discriminator_forward
 from .generator_pass import generator_backward, generator_forward, idle_border
 from .graph import GraphedBody, use_graph
-from .losses import seen_by_discriminator
 from .processes import ALONE, Group
 from .stages import How
 from .state import COMPUTE, State
@@ -64,37 +64,43 @@ class ExplicitStep(State):
         size = self.config.data.crop_size
         if x.shape[2:] != (size, size):  # another size would wake taps that are not updated
             raise InputError(f"a batch of {x.shape[2]}x{x.shape[3]} pixels: crop_size = {size} is what this step takes")
+        for given in (x, y):
+            if given.dtype not in (torch.uint8, torch.float32):
+                raise InputError(f"a batch of {given.dtype}: uint8 levels or float32 units are what this step takes")
         self.lr.fill_(lr)
         with torch.no_grad():
             return (self.graph or self.body)(x, y, number)
 
     def body(
         self,
-        x: Tensor,  # [N, Ci, H, W] fp32, channels-last
-        y: Tensor,  # [N, Co, H, W] fp32, channels-last
+        x: Tensor,  # [N, Ci, H, W] uint8 or fp32, channels-last
+        y: Tensor,  # [N, Co, H, W] uint8 or fp32, channels-last
         number: int,  # only the image pool looks at it
     ) -> Tensor:  # [4] fp32, LOSSES
         """`step` but for what the host changes: the rate, and the tensors' contents."""
-        config = self.config
-        condition = x.to(self.dtype)
+        config, impl = self.config, self.how.impl
+        condition, target = units(x, self.dtype, impl=impl), rows(y)
         fake, saved = generator_forward(self.generator, self.arena_g.compute, condition, self.counters, self.how)
         losses = torch.zeros(4, device=x.device)
         from_gan = None
         if self.arena_d is not None:
-            real = seen_by_discriminator(condition, y.to(self.dtype), config.conditional)
-            seen = seen_by_discriminator(condition, fake, config.conditional)
-            losses[:2] = self._discriminator(seen, real, number)
+            shared = rows(condition) if config.conditional else None
+            joined = image(side_by_side(shared, rows(fake), target, impl=impl), 2 * len(x), *x.shape[2:])
+            seen, real = joined.chunk(2)
+            if config.pool:
+                joined = torch.cat((self.pool.query(seen, number), real)).contiguous(memory_format=torch.channels_last)
+            losses[:2] = self._discriminator(joined)
             losses[2:3], from_gan = self._through_discriminator(seen)
         d_raw = torch.empty_like(rows(fake))
         weight = config.lambda_l1 if "l1" in config.objective else 0.0
         losses[3] = l1_tanh_loss(
             rows(fake).view(-1),
-            rows(y).view(-1),
+            target.view(-1),
             from_gan,
             weight,
             d_raw.view(-1),
             scale=self.scale,
-            impl=self.how.impl,
+            impl=impl,
         )
         arena = self.arena_g
         gradients, taken = self._gradients("g", arena)
@@ -106,10 +112,9 @@ class ExplicitStep(State):
         self.update_average()
         return losses
 
-    def _discriminator(self, seen: Tensor, real: Tensor, number: int) -> Tensor:  # [2]: loss on translated, on real
+    def _discriminator(self, joined: Tensor) -> Tensor:  # [2]: loss on translated, on real
         assert self.discriminator is not None and self.arena_d is not None
         arena = self.arena_d
-        joined = torch.cat((self.pool.query(seen, number), real)).contiguous(memory_format=torch.channels_last)
         logits, saved = discriminator_forward(self.discriminator, arena.compute, joined, 2, self.how)
         gradient = torch.empty_like(logits)
         kind, impl = self.config.gan_loss, self.how.impl
@@ -121,7 +126,8 @@ class ExplicitStep(State):
         return found
 
     def _through_discriminator(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss [1], gradient of the translated images [N * H * W * Co]), through the updated discriminator."""
+        """(loss [1], gradient of the translated images: rows [N * H * W, Co] of a wider array), through the updated
+        discriminator."""
         assert self.discriminator is not None and self.arena_d is not None
         params = self.arena_d.compute
         logits, saved = discriminator_forward(self.discriminator, params, seen, 1, self.how)
@@ -130,7 +136,7 @@ class ExplicitStep(State):
         loss = gan_loss(logits, (1.0,), 1.0, gradient, kind=kind, scale=self.scale, impl=impl)
         dx = discriminator_backward(params, None, saved, gradient, self.how, need_dx=True)
         channels = self.config.generator.out_channels
-        return loss, rows(dx)[:, -channels:].contiguous().view(-1)
+        return loss, rows(dx)[:, -channels:]
 
     def _gradients(self, name: str, arena: Arena) -> tuple[Gradients, set[str]]:
         """(where a backward pass leaves them, the kernels that it will have updated): the library's gradients are not

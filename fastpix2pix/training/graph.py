@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import Train
 from ..console import say
-from ..errors import EnvironmentFailed
+from ..errors import EnvironmentFailed, InputError
 
 WARM_UP = 3  # real steps run eagerly first: libraries choose their algorithms, kernels are compiled
 
@@ -46,9 +46,9 @@ def use_graph(config: Train, device: torch.device, processes: int = 1) -> bool:
 class GraphedBody:
     """Calls `body` eagerly for the first steps, captures it, and replays it from then on.
 
-    All calls have inputs of one shape (the sampler wraps, so there are no partial batches). The losses returned are
-    overwritten by the next call. A capture that breaks off raises EnvironmentFailed where a graph is required; else it
-    is said, and all calls are eager.
+    All calls have inputs of one shape (the sampler wraps, so there are no partial batches) and type; another raises
+    InputError. The losses returned are overwritten by the next call. A capture that breaks off raises EnvironmentFailed
+    where a graph is required; else it is said, and all calls are eager.
     """
 
     def __init__(self, body: Body, required: bool = False) -> None:
@@ -66,8 +66,11 @@ class GraphedBody:
             self._try_capture(x, y)
         if self.graph is None:
             return self.body(x, y, number)
-        self.x.copy_(x)
-        self.y.copy_(y)
+        for static, given in ((self.x, x), (self.y, y)):
+            if (static.shape, static.dtype) != (given.shape, given.dtype):
+                found, known = (f"{t.dtype} {list(t.shape)}" for t in (given, static))
+                raise InputError(f"a batch of {found}: this step was captured with {known}; use graph = off")
+            static.copy_(given)
         self.graph.replay()
         return self.losses
 

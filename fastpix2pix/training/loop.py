@@ -18,7 +18,6 @@ from ..config import Modes, Train, train_config
 from ..console import Progress
 from ..data.batches import Batch, Feed
 from ..data.check import check_files
-from ..data.images import to_unit
 from ..data.loader import choose_loader, training_batches
 from ..data.pairs import Pair, find_pairs, hold_out, splits
 from ..errors import EnvironmentFailed, InputError
@@ -223,7 +222,7 @@ class _Run:
 
     def _train(self, batch: Batch, epochs: int) -> None:
         lr = schedule.rate(self.config, epochs)
-        self.sums += self.state.step(to_unit(batch.input), to_unit(batch.target), self.step, lr)
+        self.sums += self.state.step(batch.input, batch.target, self.step, lr)
         self.summed += 1
         self.step += 1
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Train
+from ..kernels.levels import units
 from .losses import gan_loss, seen_by_discriminator
 from .processes import ALONE, Group, through_one
 from .state import COMPUTE, State
@@ -34,6 +35,7 @@ class ModuleStep(State):
 
     def step(self, x: Tensor, y: Tensor, number: int, lr: float) -> Tensor:
         config = self.config
+        x, y = (units(t, torch.float32, impl="reference") for t in (x, y))
         with self._autocast():
             fake = self.generator(x)
         d_fake = d_real = g_gan = torch.zeros((), device=x.device)

@@ -47,8 +47,8 @@ class State(ABC):
     @abstractmethod
     def step(
         self,
-        x: Tensor,  # [N, Ci, H, W] fp32 in [-1, 1], condition, channels-last
-        y: Tensor,  # [N, Co, H, W] fp32 in [-1, 1], target, channels-last
+        x: Tensor,  # [N, Ci, H, W] uint8, or fp32 in [-1, 1]: condition, channels-last
+        y: Tensor,  # [N, Co, H, W] likewise: target
         number: int,  # of this step, from 0
         lr: float,
     ) -> Tensor:  # [4] fp32 on the device, detached, in the order of LOSSES

@@ -150,6 +150,19 @@ def test_l1_tanh_loss(n, gan, weight, reason, impl, dtype):
     assert_guards_hold(fast)
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_l1_reads_levels_and_gradients_that_lie_apart(impl):
+    """As the explicit step gives them: the same numbers as of fp32 units and of a gradient in one piece."""
+    rows = BLOCK // 2 + 5
+    fake, wide = normal(3 * rows, seed=1).tanh(), normal(6 * rows, seed=2, std=1e-3).view(rows, 6)
+    levels = (normal(3 * rows, seed=3).tanh() * 127 + 128).to(torch.uint8)
+    units, apart = levels.float() / 127.5 - 1, wide[:, 3:]
+    plain, fast = torch.empty_like(fake), poisoned(fake)
+    wanted = l1_tanh_loss(fake, units, apart.reshape(-1), 100.0, plain, impl=impl)
+    assert torch.equal(l1_tanh_loss(fake, levels, apart, 100.0, fast, impl=impl), wanted)
+    assert torch.equal(fast, plain)
+
+
 @needs_triton
 def test_l1_comparison_notices_a_lost_factor():
     fake, target = normal(1100, seed=1).tanh(), normal(1100, seed=2).tanh()
@@ -193,6 +206,8 @@ def test_refusals():
         gan_loss(x[:10:2], (0.0, 1.0), 1.0, torch.empty_like(x[:5]), impl="triton")
     with pytest.raises(NotSupported, match=r"target \(4,\) is not shaped like fake; from_gan is torch.float64"):
         l1_tanh_loss(x, x[:4], x.double(), 1.0, x.clone(), impl="triton")
+    with pytest.raises(NotSupported, match=r"from_gan \(3, 4\) with strides \(1, 3\); rows of 12 numbers"):
+        l1_tanh_loss(x, x, x.view(4, 3).T, 1.0, x.clone(), impl="triton")
 
 
 def test_reference_takes_any_number_of_groups():
