@@ -76,6 +76,9 @@ def side_by_side_not_supported_reasons(condition: Tensor | None, fake: Tensor, t
     if condition is not None and (len(condition), condition.dtype) != (len(fake), fake.dtype):
         about = f"{len(condition)} rows of {condition.dtype}"
         reasons.append(f"condition has {about}, fake {len(fake)} of {fake.dtype}")
+    numbers = fake.numel() + (0 if condition is None else condition.numel())
+    if numbers > 2**31 - BLOCK:  # divided in 32 bits
+        reasons.append(f"{numbers} numbers in each half; {2**31 - BLOCK} are allowed")
     types = {"fake": fake.dtype} | ({} if target.dtype == torch.uint8 else {"target": target.dtype})
     return reasons + _wrong_types(types)
 
@@ -124,7 +127,7 @@ def _side_by_side_kernel(
     BLOCK: tl.constexpr,
 ):
     """A program writes the same stretch of both halves, so that the condition is loaded once."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row, channel = at // (CI + CO), at % (CI + CO)
     image = (at < n) & (channel >= CI)
     from_image = row * CO + channel - CI
@@ -134,7 +137,7 @@ def _side_by_side_kernel(
         shared = tl.load(condition_ptr + row * CI + channel, (at < n) & (channel < CI), other=0.0)
         fake, real = tl.where(image, fake, shared), tl.where(image, real, shared)
     tl.store(seen_ptr + at, fake, at < n)
-    tl.store(seen_ptr + n + at, real, at < n)
+    tl.store(seen_ptr + n + at.to(tl.int64), real, at < n)
 
 
 def compile_cases() -> list[CompileCase]:

@@ -91,7 +91,7 @@ def test_what_is_written_in_place_counts_once_where_a_fake_tensor_is_made_of_it(
 
 def test_launches_are_those_of_the_first_step(tmp_path):
     profile = Profile(tmp_path)
-    logits = torch.randn(128)
+    logits = torch.randn(128, device="cuda" if torch.cuda.is_available() else "cpu")
     for _ in range(2):
         profile.run("step", lambda: gan_loss(logits, (1.0,), 1.0, torch.empty_like(logits), impl="triton"))
     assert profile.summary["triton_launches"] == 2  # values and gradient, then the mean

@@ -35,10 +35,15 @@ def open_input(
     address: str, kind: Kind, options: Stream, hardware: bool, stop: Callable[[], bool], device: str = "cuda"
 ) -> tuple[Any, bool]:  # the container, and whether it decodes in hardware
     """Open a file, camera, URL or stdin. Raises InputError, EnvironmentFailed for networks."""
+    pipe = Pipe(stop, keep=hardware) if kind == "pipe" else None
+    file = pipe or address
     if hardware:
         try:
             stays = options.frames == "cuda" and options.preview is None  # the preview looks at frames on the CPU
-            return _open(address, kind, options, _accelerator(stays, device), stop), True
+            opened = _open(file, kind, options, _accelerator(stays, device))
+            if pipe:
+                pipe.forget()
+            return opened, True
         except Exception as error:
             if not _no_hardware(error):
                 raise
@@ -47,7 +52,9 @@ def open_input(
                 raise EnvironmentFailed(
                     f"hwaccel = cuda: NVDEC could not be started ({what}); use hwaccel = auto or none"
                 ) from None
-    return _open(address, kind, options, None, stop), False
+            if pipe:
+                pipe.rewind()
+    return _open(file, kind, options, None), False
 
 
 def _accelerator(stays: bool, device: str) -> HWAccel:
@@ -72,11 +79,9 @@ def _no_hardware(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in _NO_CUDA
 
 
-def _open(address: str, kind: Kind, options: Stream, hwaccel: HWAccel | None, stop: Callable[[], bool]) -> Any:
+def _open(file: str | Pipe, kind: Kind, options: Stream, hwaccel: HWAccel | None) -> Any:
     given: dict[str, Any] = {"hwaccel": hwaccel}
-    file: Any = address
-    if kind == "pipe":
-        file = Pipe(stop)
+    if isinstance(file, Pipe):
         if raw := options.raw_format:
             given["format"] = "rawvideo"
             size = f"{raw.width}x{raw.height}"
@@ -86,14 +91,14 @@ def _open(address: str, kind: Kind, options: Stream, hwaccel: HWAccel | None, st
     elif kind == "url":
         given["timeout"] = (options.timeout, _POLL)
         given["options"] = {"protocol_whitelist": WHITELIST}
-        if address.startswith("rtsp"):
+        if file.startswith("rtsp"):
             given["options"]["rtsp_transport"] = "tcp"
     try:
         return av.open(file, **given)
     except av.error.FFmpegError as error:
         if hwaccel is not None and _no_hardware(error):
             raise
-        raise _failure(error, address, kind, options) from None
+        raise _failure(error, "stdin" if isinstance(file, Pipe) else file, kind, options) from None
 
 
 def _failure(error: av.error.FFmpegError, address: str, kind: Kind, options: Stream) -> Exception:
@@ -111,17 +116,37 @@ def _failure(error: av.error.FFmpegError, address: str, kind: Kind, options: Str
 
 
 class Pipe:
-    """stdin as a file that FFmpeg reads, which ends where the command is to stop."""
+    """stdin as a file that FFmpeg reads, which ends where the command is to stop. While it keeps what it has read, it
+    can be read from the start once more."""
 
     name = "stdin"
 
-    def __init__(self, stop: Callable[[], bool], descriptor: int | None = None) -> None:
+    def __init__(self, stop: Callable[[], bool], descriptor: int | None = None, keep: bool = False) -> None:
         self._stop = stop
         self._descriptor = sys.stdin.fileno() if descriptor is None else descriptor
+        self._keep = keep
+        self._kept = bytearray()  # has been read
+        self._again = b""  # is read once more
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; none at the end."""
+        if self._again:
+            found, self._again = self._again[:size], self._again[size:]
+            return found
         while not self._stop():
             if select.select([self._descriptor], [], [], 0.2)[0]:
-                return os.read(self._descriptor, size)
+                found = os.read(self._descriptor, size)
+                if self._keep:
+                    self._kept += found
+                return found
         return b""
+
+    def rewind(self) -> None:
+        """Start with what was kept; from there on nothing is."""
+        self._again = bytes(self._kept)
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep nothing any more."""
+        self._keep = False
+        self._kept.clear()

@@ -230,11 +230,12 @@ def test_cuda_without_a_number_takes_the_tensors_of_its_gpu(folder, monkeypatch)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", OnCuda)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    number = torch.cuda.device_count() - 1 if torch.cuda.is_available() else 1
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: number)
     engine = OnnxEngine(folder / "any.onnx", torch.device("cuda"))
-    assert engine._session.place["device_id"] == 1
+    assert engine._session.place["device_id"] == number
     with FakeTensorMode():
-        x = torch.empty(1, 3, 32, 64, device="cuda:1")
+        x = torch.empty(1, 3, 32, 64, device=f"cuda:{number}")
         assert check_buffers(engine.form, x, x, (3, 3), engine.device) == (1, 32, 64)
 
 

@@ -4,6 +4,7 @@ import errno
 import weakref
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -122,6 +123,39 @@ def test_a_decoder_that_cannot_use_the_gpu(monkeypatch, code):
         match=r"hwaccel = cuda: NVDEC could not be started \((Operation not|Generic|Unknown) .*\); use hwaccel = auto",
     ):
         open_input("in.mp4", "video", Stream(hwaccel="cuda"), True, lambda: False)
+
+
+def test_a_pipe_loses_nothing_where_nvdec_does_not_start(monkeypatch, tmp_path):
+    """FFmpeg reads the head of a stream before it starts a decoder."""
+    path = make_video(tmp_path / "in.mkv", frames=20, size=(48, 64))
+    real, read = av.open, []
+
+    def without(file, hwaccel=None, **given):
+        if hwaccel is not None:
+            read.append(file.read(5000))
+            av.error.err_check(-errno.EPERM)
+        return real(file, **given)
+
+    monkeypatch.setattr(av, "open", without)
+    with path.open("rb") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        container, hardware = open_input("-", "pipe", Stream(), True, lambda: False)
+        assert read and not hardware
+        assert len(list(container.decode(video=0))) == 20
+
+
+def test_a_pipe_keeps_nothing_once_nvdec_has_started(monkeypatch):
+    pipes = []
+
+    def opened(file, **given):
+        file.read(10)
+        pipes.append(file)
+
+    monkeypatch.setattr(av, "open", opened)
+    with Path("/dev/zero").open("rb") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        open_input("-", "pipe", Stream(), True, lambda: False)
+        assert pipes[0].read(5) == bytes(5) and not pipes[0]._kept
 
 
 @pytest.mark.parametrize(

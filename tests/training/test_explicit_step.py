@@ -9,7 +9,8 @@ from torch.nn import Module, Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpix2pix.config import train_config
-from fastpix2pix.errors import EnvironmentFailed
+from fastpix2pix.data.images import to_unit
+from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.kernels import dispatch
 from fastpix2pix.training import checkpoint
 from fastpix2pix.training.arena import ALIGN, Arena
@@ -69,6 +70,30 @@ def test_kernels_that_cannot_run_are_refused_before_anything_is_built(monkeypatc
     monkeypatch.setenv("FASTPIX2PIX_IMPL", "cuda")
     with pytest.raises(EnvironmentFailed, match="FASTPIX2PIX_IMPL = 'cuda'"):
         make(impl="auto")
+
+
+@pytest.mark.parametrize("step", ["modules", "explicit"])
+@pytest.mark.parametrize("options", [{}, {"objective": "gan"}, {"objective": "l1"}, {"pool": 3}], ids=str)
+def test_levels_train_as_their_units_do(options, step):
+    config = train_config(**{**BASE, "dropout": "paper", "impl": "auto", **options, "step": step})
+    of_levels, of_units = build_state(config, CPU), build_state(config, CPU)
+    draws = torch.Generator().manual_seed(2)
+    for number in range(3):
+        x, y = (torch.randint(256, (2, 32, 32, 3), generator=draws, dtype=torch.uint8) for _ in "xy")
+        pairs = [t.permute(0, 3, 1, 2) for t in (x, y)], [to_unit(t).permute(0, 3, 1, 2) for t in (x, y)]
+        torch.manual_seed(number)  # of the modules' dropout
+        found = of_levels.step(*pairs[0], number, 2e-4)
+        torch.manual_seed(number)
+        assert torch.equal(found, of_units.step(*pairs[1], number, 2e-4))
+    for a, b in zip(of_levels.generator.parameters(), of_units.generator.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_other_types_are_refused():
+    state = make()
+    x = torch.zeros(2, 3, 32, 32)
+    with pytest.raises(InputError, match=r"a batch of torch.float64: uint8 levels or float32 units"):
+        state.step(x, x.double(), 0, 2e-4)
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fastpix2pix.config import train_config
-from fastpix2pix.errors import EnvironmentFailed
+from fastpix2pix.data.images import to_unit
+from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.training import checkpoint
 from fastpix2pix.training.graph import WARM_UP, GraphedBody, eager_reasons, use_graph
 from fastpix2pix.training.step import build_state, describe_step
@@ -80,19 +81,24 @@ def test_replay_equals_eager_over_rate_changes_validation_and_resume(tmp_path, o
     draws = torch.Generator().manual_seed(1)
     steps = WARM_UP + 6
     data = [
-        tuple((torch.rand(2, 32, 32, 3, generator=draws) * 2 - 1).permute(0, 3, 1, 2).to(cuda) for _ in "xy")
+        tuple(
+            torch.randint(256, (2, 32, 32, 3), generator=draws, dtype=torch.uint8).permute(0, 3, 1, 2).to(cuda)
+            for _ in "xy"
+        )
         for _ in range(steps)
     ]
     rates = [2e-4] * (steps - 2) + [1e-4] * 2
     graphed, eager = (build_state(train_config(**SMALL, **options, graph=g), cuda) for g in ("on", "off"))
     for n, (x, y) in enumerate(data):
         if n == steps - 1:  # a validation pass and a checkpoint in between
-            graphed.generator.eval()(x)
+            graphed.generator.eval()(to_unit(x))
             graphed.generator.train()
             checkpoint.save(tmp_path / str(n), graphed, {"step": n}, {}, {"step": n})
         found, expected = (s.step(x, y, n, rates[n]).clone() for s in (graphed, eager))
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)
     assert graphed.graph.graph is not None
+    with pytest.raises(InputError, match=r"torch.float32 \[2, 3, 32, 32\]: this step was captured with torch.uint8 \["):
+        graphed.step(*(to_unit(t) for t in data[-1]), steps, rates[-1])
     assert graphed.counters.tolist() == eager.counters.tolist()
     resumed = build_state(train_config(**SMALL, **options, graph="on"), cuda)
     checkpoint.restore(tmp_path / str(steps - 1), resumed)
