@@ -17,9 +17,10 @@ from torch import Tensor
 
 from fastpix2pix import __version__
 from fastpix2pix.config import Train, train_config
+from fastpix2pix.kernels.levels import units
 
 ROOT = Path(__file__).resolve().parents[1]
-Pair = tuple[Tensor, Tensor]  # x, y: [N, C, H, W] fp32 in [-1, 1], channels-last
+Pair = tuple[Tensor, Tensor]  # x, y: [N, C, H, W] fp32 in [-1, 1] unless said otherwise, channels-last
 
 
 class Setting(NamedTuple):
@@ -142,14 +143,27 @@ def _output(command: Sequence[str]) -> str | None:
 
 
 def synthetic_pairs(config: Train, count: int, device: torch.device, seed: int = 1) -> list[Pair]:
-    """`count` batches of smooth random pictures; y is x inverted, its channels rolled, a learnable map."""
+    """`synthetic_levels` in fp32."""
+    return [of_units(pair) for pair in synthetic_levels(config, count, device, seed)]
+
+
+def of_units(pair: Pair) -> Pair:
+    """Of levels."""
+    x, y = (units(levels, torch.float32, impl="reference") for levels in pair)
+    return x, y
+
+
+def synthetic_levels(config: Train, count: int, device: torch.device, seed: int = 1) -> list[Pair]:
+    """`count` batches of smooth random pictures as loaders give them: uint8, [N, C, H, W] channels-last. y is x
+    inverted, its channels rolled: a map that can be learned."""
     draws = torch.Generator().manual_seed(seed)
     size, n = config.data.crop_size, config.batch
     pairs = []
     for _ in range(count):
         coarse = torch.rand(n, 3, 8, 8, generator=draws).to(device) * 2.4 - 1.2
-        x = F.interpolate(coarse, (size, size), mode="bicubic").clamp(-1, 1)
+        smooth = F.interpolate(coarse, (size, size), mode="bicubic").clamp(-1, 1)
         grain = torch.rand(n, 3, size, size, generator=draws).to(device) * 0.1 - 0.05
-        x = (x + grain).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
-        pairs.append((x, (-x.roll(1, 1)).contiguous(memory_format=torch.channels_last)))
+        x = ((smooth + grain + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        y = 255 - x.roll(1, 1)
+        pairs.append((x.contiguous(memory_format=torch.channels_last), y.contiguous(memory_format=torch.channels_last)))
     return pairs

@@ -21,7 +21,7 @@ from fastpix2pix.tuning.numerics import exact_fp32
 
 from .baselines import CompiledGraphStep, CompiledStep, StandardStep
 from .comparison import release
-from .devices import Pair, Setting, synthetic_pairs
+from .devices import Pair, Setting, of_units, synthetic_levels
 from .report import Mismatch, Report, Skipped, Values
 from .timing import Run, Timing, interleaved
 from .training_checks import explicit, modules, relative
@@ -46,9 +46,17 @@ class Entry:
     needs: float = 0.0  # seconds to build and check
     required: bool = False  # ours: an error is a failure
     nchw: bool = False
+    levels: bool = False  # takes batches as loaders give them: uint8
     triton: bool = False
     own: bool = False  # with own convolutions
     state: State | None = None
+
+    def given(self, levels: list[Pair]) -> list[Pair]:
+        """Batches of levels as it takes them."""
+        if self.levels:
+            return levels
+        pairs = [of_units(pair) for pair in levels]
+        return [(x.contiguous(), y.contiguous()) for x, y in pairs] if self.nchw else pairs
 
 
 def entries(at: Setting, batch: int) -> list[Entry]:
@@ -75,13 +83,14 @@ def entries(at: Setting, batch: int) -> list[Entry]:
         Entry("eager fp32 nchw, losses read", partial(standard, True), nchw=True),
         Entry("eager fp32 nchw", partial(standard, False), nchw=True),
         Entry("eager bf16 autocast nhwc", partial(modules, at, batch, "bf16")),
-        Entry("explicit bf16 reference", partial(ours, "reference", "off"), required=True),
-        Entry("explicit bf16 triton", partial(ours, "triton", "off"), required=True, triton=True),
-        Entry("explicit bf16 triton graph", partial(ours, "triton", "on"), required=True, triton=True),
+        Entry("explicit bf16 reference", partial(ours, "reference", "off"), required=True, levels=True),
+        Entry("explicit bf16 triton", partial(ours, "triton", "off"), required=True, levels=True, triton=True),
+        Entry("explicit bf16 triton graph", partial(ours, "triton", "on"), required=True, levels=True, triton=True),
         Entry(
             "explicit bf16 own convolutions graph",
             partial(ours, "triton", "on", True),
             required=True,
+            levels=True,
             triton=True,
             own=True,
         ),
@@ -159,20 +168,21 @@ class Truth:
 
     def __init__(self, at: Setting, batch: int) -> None:
         self.at, self.batch = at, batch
-        self.pairs = synthetic_pairs(at.config(batch), CHECKED, at.device, seed=5)
+        self.levels = synthetic_levels(at.config(batch), CHECKED, at.device, seed=5)
 
     def find(self) -> Values:
         """Run both."""
+        pairs = [of_units(pair) for pair in self.levels]
         with exact_fp32():
             exact = modules(self.at, self.batch, "fp32", dropout="none")
-            self.losses, self.update = self._trained(exact, self.pairs)
-        losses, update = self._trained(modules(self.at, self.batch, "bf16", dropout="none"), self.pairs)
+            self.losses, self.update = self._trained(exact, pairs)
+        losses, update = self._trained(modules(self.at, self.batch, "bf16", dropout="none"), pairs)
         self.plain = self._errors(losses, update)
         return {"losses": [row.tolist() for row in self.losses.cpu()], "errors of autocast": self.plain}
 
     def check(self, entry: Entry) -> Values:
         """Mismatch where a twin of the entry, or the entry itself, does something else. Leaves `entry.state`."""
-        pairs = [(x.contiguous(), y.contiguous()) for x, y in self.pairs] if entry.nchw else self.pairs
+        pairs = entry.given(self.levels)
         values: Values = {}
         if entry.twin:
             values = self._compare(*self._trained(entry.build(dropout="none"), pairs))
@@ -222,13 +232,12 @@ def _weights(state: State) -> Tensor:
 def _time(report: Report, at: Setting, batch: int, ready: dict[str, Entry]) -> Values:
     """Interleaved rounds over all that passed; one row each."""
     config = at.config(batch)
-    pairs = synthetic_pairs(config, 8 if batch < 64 else 3, at.device, seed=7)  # never one cached input
-    plain = [(x.contiguous(), y.contiguous()) for x, y in pairs]
+    levels = synthetic_levels(config, 8 if batch < 64 else 3, at.device, seed=7)  # never one cached input
     last: dict[str, Tensor] = {}
 
     def stepper(row: str, entry: Entry) -> Run:
         numbers, state = itertools.count(1), entry.state
-        given = plain if entry.nchw else pairs
+        given = entry.given(levels)
         assert state is not None
 
         def step() -> None:

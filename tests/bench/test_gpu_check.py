@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench.compare import Poisoned
-from bench.devices import prepare, result_path, setting, synthetic_pairs
+from bench.devices import prepare, result_path, setting, synthetic_levels, synthetic_pairs
 from bench.gpu_check import PARTS, SHOWN, _go_on, _options, _parts, _summary, _watch
 from bench.precompile import case_launches, distinct, engine_launches, share, step_launches, trial_launches
 from bench.report import Mismatch, Report, Running, Skipped
@@ -19,6 +19,7 @@ from bench.step_times import _to_do
 from bench.timing import Timing, interleaved
 from bench.training_checks import FP32
 from fastpix2pix.config import train_config
+from fastpix2pix.data.images import to_unit
 from fastpix2pix.kernels._triton import triton
 from fastpix2pix.model import PatchGAN, Unet
 from fastpix2pix.model.unet import macs
@@ -107,7 +108,7 @@ def test_record_of_a_good_run(runs):
 
 def test_every_kernel_is_checked_in_every_type(runs):
     checked = Counter(tuple(row["row"].split()[::3][:2]) for row in rows(runs["good"][1], "kernels"))
-    ops = ("norm_act", "bias_act", "gan_loss", "l1_tanh_loss", "adam", "found_inf_")
+    ops = ("norm_act", "bias_act", "gan_loss", "l1_tanh_loss", "units", "adam", "found_inf_")
     assert set(checked) == {(dtype, op) for dtype in ("bfloat16", "float16", "float32") for op in ops}
     assert rows(runs["good"][1], "kernels", "dropout 0") and rows(runs["good"][1], "kernels", "relu left")
     names = [row["row"] for row in rows(runs["good"][1], "kernels")]
@@ -431,7 +432,10 @@ def test_interleaved_takes_turns_and_drops_what_raises():
 def test_pairs_are_fresh_pictures_in_range():
     (x, y), (other, _) = synthetic_pairs(setting(CPU, small=True).config(2), 2, CPU)
     assert x.shape == (2, 3, 32, 32) and x.is_contiguous(memory_format=torch.channels_last)
-    assert x.abs().max() <= 1 and torch.equal(y, -x.roll(1, 1)) and not torch.equal(x, other)
+    assert x.abs().max() <= 1 and not torch.equal(x, other)
+    torch.testing.assert_close(y, -x.roll(1, 1), rtol=0, atol=2e-7)
+    ((levels, _),) = synthetic_levels(setting(CPU, small=True).config(2), 1, CPU)
+    assert levels.dtype == torch.uint8 and torch.equal(to_unit(levels), x)
 
 
 def test_options():
