@@ -118,12 +118,12 @@ def _config(at: Setting, batch: int) -> Train:
 def _of_steps(config: Train, ways: Sequence[Mapping[Key, Plans]]) -> Iterator[Launch]:
     """Of a step with each of these plans."""
     state = ExplicitStep(config, CPU, How({}, "triton"))  # real parameters, which fake operations see as fake
-    size = config.data.crop_size
+    shape = config.batch, 3, config.data.crop_size, config.data.crop_size
     for plans in ways:
         state.how = How(plans, "triton")
         with FakeTensorMode(allow_non_fake_inputs=True), recorded(run=False) as tape:
-            x, y = (torch.empty(config.batch, 3, size, size).to(memory_format=torch.channels_last) for _ in range(2))
-            state.step(x, y, 0, config.lr)
+            levels = torch.empty(shape, dtype=torch.uint8).to(memory_format=torch.channels_last)
+            state.step(levels, levels, 0, config.lr)
         yield from tape
 
 

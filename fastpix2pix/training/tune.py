@@ -162,11 +162,11 @@ def try_trials(
 
 
 def random_pair(config: Train, device: torch.device, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch of (input, target) as a step takes it."""
+    """A batch of (input, target) as a loader gives it: uint8."""
     size, draws = config.data.crop_size, torch.Generator().manual_seed(seed)
 
     def images(channels: int) -> torch.Tensor:
-        x = torch.rand(config.batch, channels, size, size, generator=draws).mul_(2).sub_(1).to(device)
+        x = torch.randint(256, (config.batch, channels, size, size), generator=draws, dtype=torch.uint8).to(device)
         return x.contiguous(memory_format=torch.channels_last)
 
     return images(config.generator.in_channels), images(config.generator.out_channels)
