@@ -34,7 +34,7 @@ _KINDS = {
     "normalisation": ("norm", "var_mean", "rsqrt"),
     "activation, dropout": ("relu", "tanh", "sigmoid", "dropout", "bernoulli", "_act_", "threshold"),
     "loss": ("loss", "binary_cross_entropy", "log_sigmoid", "l1"),
-    "copies": ("copy", "cat", "Memcpy", "memset", "contiguous", "clone", "_to_copy"),
+    "copies": ("copy", "cat", "Memcpy", "memset", "contiguous", "clone", "_to_copy", "units", "side_by_side"),
 }
 
 

@@ -35,7 +35,7 @@ def units(
 def units_not_supported_reasons(x: Tensor, dtype: torch.dtype) -> list[str]:
     """Why the Triton kernel of `units` cannot take these arguments."""
     reasons = [] if _dense(x) else [f"x with strides {x.stride()} has gaps"]
-    return reasons + _wrong_types({"the result": dtype})
+    return reasons + wrong_types({"the result": dtype})
 
 
 def side_by_side(
@@ -80,7 +80,7 @@ def side_by_side_not_supported_reasons(condition: Tensor | None, fake: Tensor, t
     if numbers > 2**31 - BLOCK:  # divided in 32 bits
         reasons.append(f"{numbers} numbers in each half; {2**31 - BLOCK} are allowed")
     types = {"fake": fake.dtype} | ({} if target.dtype == torch.uint8 else {"target": target.dtype})
-    return reasons + _wrong_types(types)
+    return reasons + wrong_types(types)
 
 
 def _dense(x: Tensor) -> bool:
@@ -88,7 +88,8 @@ def _dense(x: Tensor) -> bool:
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
-def _wrong_types(types: dict[str, torch.dtype]) -> list[str]:
+def wrong_types(types: dict[str, torch.dtype]) -> list[str]:
+    """Which of these no kernel computes in."""
     allowed = (torch.float32, torch.float16, torch.bfloat16)
     needed = "float32, float16 or bfloat16 is needed"
     return [f"{name} is {dtype}; {needed}" for name, dtype in types.items() if dtype not in allowed]

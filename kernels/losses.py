@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._triton import jit, tl
 from .dispatch import CompileCase, choose, launch
-from .levels import unit, units
+from .levels import unit, units, wrong_types
 
 GAN_KINDS = ("bce", "lsgan")
 BLOCK = 1024  # numbers per program
@@ -57,8 +57,7 @@ def gan_not_supported_reasons(logits: Tensor, targets: tuple[float, ...], gradie
 def l1_tanh_loss(
     fake: Tensor,  # [P] fp32, fp16 or bf16: the generator's output, tanh(raw)
     target: Tensor,  # [P] fp32 units, or uint8 levels
-    from_gan: Tensor
-    | None,  # [P] or [M, C] dtype of fake, rows may lie apart: dL/d fake of the adversarial loss, scaled
+    from_gan: Tensor | None,  # [P], or [M, C] whose rows lie apart; dtype of fake: scaled dL/d fake of the GAN loss
     weight: float,  # of mean |target - fake|; 0 leaves L1 a figure without a gradient
     gradient: Tensor,  # [P] dtype of fake, written: dL/d raw, through the tanh
     *,
@@ -88,21 +87,14 @@ def l1_not_supported_reasons(fake: Tensor, target: Tensor, from_gan: Tensor | No
     if from_gan.ndim != 2 or from_gan.numel() != fake.numel() or from_gan.stride(1) != 1:
         shape = f"{tuple(from_gan.shape)} with strides {from_gan.stride()}"
         reasons.append(f"from_gan {shape}; rows of {fake.numel()} numbers in all are needed")
-    return reasons + _wrong_types({"from_gan": from_gan})
+    return reasons + wrong_types({"from_gan": from_gan.dtype})
 
 
 def _not_flat(arrays: dict[str, Tensor], levels: str = "") -> list[str]:  # the one that may be uint8
     (first, like), *_ = arrays.items()
     reasons = [f"{k} with strides {t.stride()} is not contiguous" for k, t in arrays.items() if not t.is_contiguous()]
     reasons += [f"{k} {tuple(t.shape)} is not shaped like {first}" for k, t in arrays.items() if t.shape != like.shape]
-    return reasons + _wrong_types({k: t for k, t in arrays.items() if (k, t.dtype) != (levels, torch.uint8)})
-
-
-def _wrong_types(arrays: dict[str, Tensor]) -> list[str]:
-    allowed = (torch.float32, torch.float16, torch.bfloat16)
-    return [
-        f"{k} is {t.dtype}; float32, float16 or bfloat16 is needed" for k, t in arrays.items() if t.dtype not in allowed
-    ]
+    return reasons + wrong_types({k: t.dtype for k, t in arrays.items() if (k, t.dtype) != (levels, torch.uint8)})
 
 
 def _gan_loss_triton(
