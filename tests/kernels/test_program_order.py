@@ -26,6 +26,7 @@ from fastpix2pix.kernels.conv_wgrad import conv_wgrad
 from fastpix2pix.kernels.dispatch import launch, recorded
 from fastpix2pix.kernels.finalise import finalise
 from fastpix2pix.kernels.geometry import Geometry, Map, Source
+from fastpix2pix.kernels.levels import side_by_side, units
 from fastpix2pix.kernels.losses import gan_loss, l1_tanh_loss
 from fastpix2pix.kernels.merge import merge_sums, merge_tiles
 from fastpix2pix.kernels.norm_act import Output, Running, Statistics, norm_act, norm_act_backward
@@ -86,6 +87,13 @@ def losses() -> list[Tensor]:
     return [gan, l1_tanh_loss(fake.tanh(), target, from_gan, 100.0, gradients[1], impl="triton"), gradients]
 
 
+def pair() -> list[Tensor]:
+    rows = BLOCK + 1
+    levels, fake = (normal(rows, 3) * 60 + 128).to(torch.uint8), normal(rows, 3, seed=1)
+    condition = units(levels, torch.float32, impl="triton")
+    return [condition, side_by_side(condition, fake, levels, impl="triton")]
+
+
 def optimiser(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[Tensor]:
     whole = normal(5, 8 * BLOCK)
     state = [t.as_strided(shape, strides, t.storage_offset()) for t in (*whole[:2], whole[2].abs_(), *whole[3:])]
@@ -135,6 +143,7 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "norm_act_backward, a group is a tile": lambda: norm_act_back(60, 40, 2),
     "bias_act": lambda: bias_act_both(300, 40),
     "losses": losses,
+    "levels": pair,
     "adam, flat": lambda: optimiser((3 * BLOCK + 64,), (1,)),
     "adam, rows apart": lambda: optimiser((3, 2, BLOCK // 2), (2 * BLOCK, BLOCK, 1)),
     "overflow, counters": overflow_and_counters,
