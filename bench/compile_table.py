@@ -1,6 +1,6 @@
-"""Compile every kernel for every supported GPU, without a GPU: registers, local memory, shared memory.
+"""Compile every kernel for every supported GPU, without a GPU: registers, local memory, shared memory, hazards.
 
-python -m bench.compile_table            table to standard output; exit code 1 on a spill or over a limit
+python -m bench.compile_table            table to standard output; exit code 1 where a case is refused
 python -m bench.compile_table --write    the same, into docs/kernels.md (one section per Triton version)
 python -m bench.compile_table --triton DIR    another Triton: pip install --no-deps --target DIR triton==3.6.0
 """
@@ -18,7 +18,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+from .wgmma_reads import overwritten
 
 # Bytes of local memory a thread may have. With 8 warps ptxas gives up a few registers to keep two programs on one
 # multiprocessor; maxnreg = 255 takes these bytes back, and the second program with them.
@@ -30,7 +33,8 @@ HEAD = """# What the kernels compile to
 Written by `python -m bench.compile_table --write` (and with `--triton DIR` for another version); no GPU is needed.
 A cell is registers per thread / bytes of shared memory per program; `16 | n` marks sizes known to be multiples of 16.
 Refused, and marked `!`: local memory (spilled registers) above {local} bytes a thread, which ptxas takes to keep two
-programs on a multiprocessor; or shared memory above what a program may have: {limits}.
+programs on a multiprocessor; shared memory above what a program may have: {limits};
+or a register written while a product still reads it (bench/wgmma_reads.py).
 """
 
 
@@ -40,9 +44,10 @@ class Compiled(NamedTuple):
     registers: int  # per thread
     local: int  # bytes per thread of stack and local memory: spills
     shared: int  # bytes per program
+    overwritten: int = 0  # instructions that write what a product still reads
 
     def refused(self, capability: int) -> bool:
-        return self.local > LOCAL or self.shared > SHARED_KB[capability] * 1024
+        return self.local > LOCAL or self.shared > SHARED_KB[capability] * 1024 or self.overwritten > 0
 
 
 def kernel_cases(package: str = "fastpix2pix.kernels") -> list[Any]:
@@ -60,7 +65,7 @@ def compile_case(case: Any, capability: int) -> Compiled:
     """What a fastpix2pix.kernels.dispatch.CompileCase becomes."""
     binary = binary_of(case, capability)
     registers, local = _resource_usage(binary.asm["cubin"])
-    return Compiled(registers, local, binary.metadata.shared)
+    return Compiled(registers, local, binary.metadata.shared, len(overwritten(binary.asm["ptx"])))
 
 
 def binary_of(case: Any, capability: int) -> Any:
@@ -68,6 +73,7 @@ def binary_of(case: Any, capability: int) -> Any:
     from triton import compile as triton_compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.runtime import driver
 
     names = case.kernel.arg_names
     case = case._replace(constexprs={p.name: p.default for p in case.kernel.params if p.has_default} | case.constexprs)
@@ -84,8 +90,9 @@ def binary_of(case: Any, capability: int) -> Any:
             if type_.startswith("*") or type_.endswith(":16")
         },
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    return triton_compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    target, options = GPUTarget("cuda", capability, 32), {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    driver.set_active(SimpleNamespace(get_current_target=lambda: target))  # who a kernel asks which GPU it is for
+    return triton_compile(source, target=target, options=options)
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:  # registers, bytes of stack and local memory
@@ -130,7 +137,7 @@ def table(cases: Sequence[Any], capabilities: Sequence[int], jobs: int) -> tuple
             local = f" ({compiled.local} local)" if compiled.local else ""
             cells.append(f"{compiled.registers} / {compiled.shared}{local}{' !' if refused else ''}")
             if refused:
-                refusals.append(f"sm_{capability} {name} {what}: {compiled.local} B local, {compiled.shared} B shared")
+                refusals.append(f"sm_{capability} {name} {what}: {compiled._asdict()}")
         lines.append(f"| `{name}` | {what} | {case.num_warps} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n", refusals
 

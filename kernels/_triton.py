@@ -7,18 +7,24 @@ from typing import Any
 try:
     import triton
     import triton.language as tl
+    from triton.language.target_info import cuda_capability_geq
 
+    version: tuple[int, ...] = tuple(map(int, triton.__version__.split(".")[:2]))
     jit: Any = triton.jit
+    constexpr_function: Any = triton.constexpr_function
     interpreted: bool = (
         triton.knobs.runtime.interpret
     )  # read once: `jit` asks at decoration, so this is what kernels are
 except ImportError:
-    triton = tl = None
+    triton = tl = cuda_capability_geq = None
     interpreted = False
+    version = ()
 
     def jit(function: Any) -> Any:
         """Leaves a kernel as it is; dispatch never launches it."""
         return function
 
+    constexpr_function = jit
 
-__all__ = ["interpreted", "jit", "tl", "triton"]
+
+__all__ = ["constexpr_function", "cuda_capability_geq", "interpreted", "jit", "tl", "triton", "version"]

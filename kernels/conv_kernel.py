@@ -11,6 +11,7 @@ from .conv_plan import DEEP, FLAT, FLATTENED, LARGE, SMALL, THIN, WIDE, Shape
 from .dispatch import CompileCase
 from .geometry import Gather, Geometry, dot
 from .overlap import enter, prefetch
+from .wgmma import left_operand, settled
 
 
 @jit
@@ -109,7 +110,7 @@ def _conv_kernel(
             ok = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W) & inside[:, None] & (k < TAPS * TAPS * CA)[None, :]
             a = tl.load(base[:, None] + (ih * W + iw) * lda + c[None, :], mask=ok, other=0.0)
             if ACT_A != 0:
-                a = activate(a.to(tl.float32), ACT_A).to(a.dtype)
+                a = left_operand(activate(a.to(tl.float32), ACT_A), inside[:, None]).to(a.dtype)
             at = ((kh + KSTEP * th) * KERNEL + kw + KSTEP * tw) * stride_tap + c * stride_k
             ok = (k < TAPS * TAPS * CA)[:, None] & (col < CO)[None, :]
             b = tl.load(w + at[:, None] + col[None, :] * stride_n, mask=ok, other=0.0)
@@ -229,9 +230,9 @@ def _add_source(
         if scale is not None:
             h = a.to(tl.float32) * tl.load(scale + group * C + k, mask=k < last, other=0.0)[None, :]
             h = activate(h + tl.load(shift + group * C + k, mask=k < last, other=0.0)[None, :], ACT)
-            a = _padded(h, ok).to(a.dtype)
+            a = _padded(h, settled(ok)).to(a.dtype)
         elif ACT != 0:
-            a = activate(a.to(tl.float32), ACT).to(a.dtype)
+            a = left_operand(activate(a.to(tl.float32), ACT), ok[:, None]).to(a.dtype)
         at = w + k[:, None] * stride_k + col[None, :] * stride_n
         if WHOLE_K and WHOLE_N:
             b = tl.load(at)

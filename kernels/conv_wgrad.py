@@ -17,6 +17,7 @@ from .activations import ACTIVATIONS, activate
 from .dispatch import CompileCase, choose, launch
 from .geometry import Geometry, Map, Source, dot
 from .split import sum_splits
+from .wgmma import left_operand
 from .wgrad_plan import DEEP, FLAT, LARGE, MIDDLE, Roles, Shape, WgradPlan, roles_of, wgrad_plan
 
 
@@ -287,7 +288,8 @@ def _sum(
             a = tl.load(plain + m.to(tl.int64)[None, :] * ld_p + p[:, None], mask=known, other=0.0)
             b = tl.load(pixel[:, None] + offset[None, :], mask=meets, other=0.0)
             if INPUT_PLAIN:  # rows that are none, activated or not, meet zeros
-                a = _activated(a, s, t, ACT, 1).to(a.dtype)
+                if scale is not None or ACT != 0:
+                    a = left_operand(_activated(a, s, t, ACT, 1), (m < last)[None, :]).to(a.dtype)
             elif scale is not None:
                 b = _padded(_activated(b, s, t, ACT, 0), meets).to(b.dtype)
             else:
