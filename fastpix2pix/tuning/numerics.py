@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ HALF_SLACK = 4 * SLACK  # likewise of half results: tensor cores cut every step 
 CHUNK = 1 << 22  # numbers compared at a time: in float64, all of a layer would take several times what it does
 
 Found = dict[str, Tensor]
+Rule = Literal["each", "typical", "largest"]
 
 
 def excess(
@@ -32,17 +34,22 @@ def excess(
     same: Tensor,  # plain torch in the types of `fast`
     exact: Tensor,  # plain torch in wider types
     *,
-    total: bool = False,  # sums over many numbers: compared by the largest error, as they may cancel
+    by: Rule = "each",
 ) -> float:
-    """Largest error as a share of the allowed one: up to 1 is right, NaN where `fast` has one."""
+    """Largest error as a share of the allowed one: up to 1 is right, NaN where `fast` has one.
+
+    Allowed is twice the error of `same`: of the same number (each); of all numbers on average, where that is more
+    (typical: sums of products, of which an operand computed while loading is now and then rounded the other way); the
+    largest of all (largest: sums over many numbers, which may cancel).
+    """
     half = fast.dtype.is_floating_point and fast.dtype.itemsize < 4
     chunks = list(zip(*(t.flatten().split(CHUNK) for t in (fast, same, exact)), strict=True))
     largest = _largest(e.double() for _, _, e in chunks)
-    worst = _largest(s.double() - e.double() for _, s, e in chunks) if total else None
+    least = LEAST[by](s.double() - e.double() for _, s, e in chunks)
 
     def share(fast: Tensor, same: Tensor, exact: Tensor) -> Tensor:
         exact = exact.double()
-        allowed = 2 * ((same.double() - exact).abs() if worst is None else worst)
+        allowed = 2 * (same.double() - exact).abs().clamp(min=least)
         allowed = allowed + (HALF_SLACK if half else SLACK) * largest + torch.finfo(torch.float32).smallest_normal
         if half:
             allowed = allowed + torch.finfo(fast.dtype).eps * exact.abs() + torch.finfo(fast.dtype).smallest_normal
@@ -54,6 +61,20 @@ def excess(
 def _largest(parts: Iterable[Tensor]) -> Tensor:
     """Of all absolute values; NaN where there is one."""
     return torch.stack([part.abs().max() for part in parts]).max()
+
+
+def _typical(parts: Iterable[Tensor]) -> Tensor:
+    """The root of the mean square."""
+    squares, counts = zip(*((part.square().sum(), part.numel()) for part in parts), strict=True)
+    return (torch.stack(squares).sum() / sum(counts)).sqrt()
+
+
+# the least error of plain torch that a rule goes by
+LEAST: dict[Rule, Callable[[Iterable[Tensor]], Tensor]] = {
+    "each": lambda _: torch.tensor(0.0),
+    "typical": _typical,
+    "largest": _largest,
+}
 
 
 @contextmanager
@@ -149,7 +170,8 @@ def _error(compute: Callable[[str, torch.dtype | None], Found], dtype: torch.dty
     with exact_fp32():
         exact = compute("reference", torch.float64 if dtype == torch.float32 else torch.float32)
         same, fast = compute("reference", None), compute(impl, None)
-    shares = {name: excess(fast[name], same[name], exact[name], total=name.startswith("sum")) for name in exact}
+    rules: dict[str, Rule] = {name: "largest" if name.startswith("sum") else "typical" for name in exact}
+    shares = {name: excess(fast[name], same[name], exact[name], by=rule) for name, rule in rules.items()}
     wrong = [
         f"{name} is off by {share:.3g} times the allowed error" for name, share in shares.items() if not share <= 1
     ]

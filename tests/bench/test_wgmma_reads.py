@@ -1,4 +1,4 @@
-"""A register is not written while a product still reads it: the check, and every kernel that multiplies from registers."""
+"""No register is written while a product reads it: the check, and the kernels that compute what they multiply."""
 
 import json
 import os

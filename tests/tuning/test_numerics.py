@@ -1,5 +1,7 @@
 """A right plan passes, a wrong kernel does not."""
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,6 +71,16 @@ def test_excess():
     assert not excess(torch.tensor([float("nan"), 2.0]), exact, exact) <= 1
 
 
+def test_excess_by_rule():
+    """Of an error beside a number that plain torch has right, and others that it has not."""
+    exact = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    same = exact + 1e-3 * torch.tensor([0.0, 1.0, 1.0, 4.0])
+    fast = exact + 1e-3 * torch.tensor([2.0, 0.0, 0.0, 0.0])
+    assert excess(fast, same, exact, by="each") > 100
+    assert excess(fast, same, exact, by="typical") == pytest.approx(1 / math.sqrt(18 / 4), rel=0.01)
+    assert excess(fast, same, exact, by="largest") == pytest.approx(1 / 4, rel=0.01)
+
+
 class Widest(TorchDispatchMode):
     """Collects how many float64 numbers the tensors have that are made."""
 
@@ -83,21 +95,21 @@ class Widest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("total", [False, True])
+@pytest.mark.parametrize("by", ["each", "typical", "largest"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("at", [0, 500, 1000])
-def test_excess_in_parts_is_excess(monkeypatch, dtype, total, at):
+def test_excess_in_parts_is_excess(monkeypatch, dtype, by, at):
     """Wherever the largest error, the largest value or a NaN lies; in float64 there is never more than a part."""
     exact = rand(1001)
     same, fast = (exact.to(dtype, copy=True) for _ in range(2))
     exact[-1 - at], fast[at] = 9.0, fast[at] + 1
-    whole = excess(fast, same, exact, total=total)
+    whole = excess(fast, same, exact, by=by)
     monkeypatch.setattr(numerics, "CHUNK", 100)
     with Widest() as widest:
-        assert excess(fast, same, exact, total=total) == whole > 0
+        assert excess(fast, same, exact, by=by) == whole > 0
     assert max(widest.counts) == 100
     fast[at] = torch.nan
-    assert not excess(fast, same, exact, total=total) <= 1
+    assert not excess(fast, same, exact, by=by) <= 1
 
 
 @pytest.mark.parametrize(("off", "right"), [(1e-5, True), (1e-3, False)])
