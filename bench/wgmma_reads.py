@@ -1,7 +1,7 @@
 """Registers that are written while a product still reads them: Hopper's wgmma, checked in a kernel's PTX.
 
 A wgmma reads its left operand from registers until a `wgmma.wait_group` that includes it has returned; PTX leaves
-undefined what it multiplies when they are written before, and no compiler warns (kernels/wgmma.py).
+undefined what it multiplies when they are written before, and no compiler warns (kernels/operands.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def overwritten(ptx: str) -> list[str]:
 
 def _instructions(ptx: str) -> list[str]:
     """Labels with their colon, instructions without semicolon."""
-    body = re.sub(r"//.*", "", ptx[ptx.index("{", ptx.index(".entry")) + 1 :].split("\n}")[0])
+    body = ptx[ptx.index("{", ptx.index(".entry")) + 1 :].split("\n}")[0]
+    body = re.sub(r"//.*|^\s*\.loc\b.*", "", body, flags=re.MULTILINE)  # both end with their line
     parts = (part.strip() for part in re.split(r";|(?<=:)\s*\n", body) if part.strip())
     return [part for part in parts if not part.startswith(".")]
 

@@ -45,7 +45,7 @@ def activate(
 ):
     """The activation inside a kernel. A NaN stays one, as in torch: a diverged run must not look healthy."""
     if ACT == 1:
-        h = tl.where(h > 0, h, 0.2 * h)
+        h = tl.maximum(h, 0.2 * h)  # of NaN and NaN it is NaN
     elif ACT == 2:
         h = tl.where(h <= 0, 0.0, h)
     elif ACT == 3:

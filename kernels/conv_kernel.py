@@ -10,8 +10,8 @@ from .activations import activate, times_derivative
 from .conv_plan import DEEP, FLAT, FLATTENED, LARGE, SMALL, THIN, WIDE, Shape
 from .dispatch import CompileCase
 from .geometry import Gather, Geometry, dot
+from .operands import operand
 from .overlap import enter, prefetch
-from .wgmma import left_operand, settled
 
 
 @jit
@@ -109,8 +109,7 @@ def _conv_kernel(
             ih, iw = fh[:, None] + th[None, :], fw[:, None] + tw[None, :]
             ok = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W) & inside[:, None] & (k < TAPS * TAPS * CA)[None, :]
             a = tl.load(base[:, None] + (ih * W + iw) * lda + c[None, :], mask=ok, other=0.0)
-            if ACT_A != 0:
-                a = left_operand(activate(a.to(tl.float32), ACT_A), inside[:, None]).to(a.dtype)
+            a = operand(a, None, None, None, ACT_A, True)
             at = ((kh + KSTEP * th) * KERNEL + kw + KSTEP * tw) * stride_tap + c * stride_k
             ok = (k < TAPS * TAPS * CA)[:, None] & (col < CO)[None, :]
             b = tl.load(w + at[:, None] + col[None, :] * stride_n, mask=ok, other=0.0)
@@ -227,12 +226,11 @@ def _add_source(
             a = tl.load(x[:, None] + k[None, :], mask=ok[:, None], other=0.0)
         else:
             a = tl.load(x[:, None] + k[None, :], mask=ok[:, None] & (k < last)[None, :], other=0.0)
+        s, t = None, None
         if scale is not None:
-            h = a.to(tl.float32) * tl.load(scale + group * C + k, mask=k < last, other=0.0)[None, :]
-            h = activate(h + tl.load(shift + group * C + k, mask=k < last, other=0.0)[None, :], ACT)
-            a = _padded(h, settled(ok)).to(a.dtype)
-        elif ACT != 0:
-            a = left_operand(activate(a.to(tl.float32), ACT), ok[:, None]).to(a.dtype)
+            s = tl.load(scale + group * C + k, mask=k < last, other=0.0)[None, :]
+            t = tl.load(shift + group * C + k, mask=k < last, other=0.0)[None, :]
+        a = operand(a, s, t, ok[:, None], ACT, True)
         at = w + k[:, None] * stride_k + col[None, :] * stride_n
         if WHOLE_K and WHOLE_N:
             b = tl.load(at)
@@ -257,12 +255,6 @@ def _prefetch_source(
             some_k = tl.minimum(start + LINE * tl.arange(0, (BK + LINE - 1) // LINE), last - 1)
             each_n = tl.minimum(first_col + tl.arange(0, BN), CO - 1)
             prefetch(w + some_k[:, None] * stride_k + each_n[None, :] * stride_n)
-
-
-@jit
-def _padded(h, ok):
-    """Padding is zero after the activation."""
-    return tl.where(ok[:, None], h, 0.0)
 
 
 @jit

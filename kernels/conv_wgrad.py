@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ._triton import interpreted, jit, tl
-from .activations import ACTIVATIONS, activate
+from .activations import ACTIVATIONS
 from .dispatch import CompileCase, choose, launch
 from .geometry import Geometry, Map, Source, dot
+from .operands import operand
 from .split import sum_splits
-from .wgmma import left_operand
 from .wgrad_plan import DEEP, FLAT, LARGE, MIDDLE, Roles, Shape, WgradPlan, roles_of, wgrad_plan
 
 
@@ -266,8 +266,8 @@ def _sum(
         if scale is not None:
             c = p if INPUT_PLAIN else q
             C = P if INPUT_PLAIN else Q
-            s = tl.load(scale + group * C + c, mask=c < C, other=0.0)
-            t = tl.load(shift + group * C + c, mask=c < C, other=0.0)
+            s = tl.expand_dims(tl.load(scale + group * C + c, mask=c < C, other=0.0), 1 if INPUT_PLAIN else 0)
+            t = tl.expand_dims(tl.load(shift + group * C + c, mask=c < C, other=0.0), 1 if INPUT_PLAIN else 0)
         for first in range(tl.maximum(start, group * group_rows), last, BR):
             m = first + tl.arange(0, BR)
             line = m // PW
@@ -287,37 +287,12 @@ def _sum(
                 meets = meets & here[None, :]
             a = tl.load(plain + m.to(tl.int64)[None, :] * ld_p + p[:, None], mask=known, other=0.0)
             b = tl.load(pixel[:, None] + offset[None, :], mask=meets, other=0.0)
-            if INPUT_PLAIN:  # rows that are none, activated or not, meet zeros
-                if scale is not None or ACT != 0:
-                    a = left_operand(_activated(a, s, t, ACT, 1), (m < last)[None, :]).to(a.dtype)
-            elif scale is not None:
-                b = _padded(_activated(b, s, t, ACT, 0), meets).to(b.dtype)
+            if INPUT_PLAIN:
+                a = operand(a, s, t, None, ACT, True)  # rows that are none meet zeros
             else:
-                b = _activated(b, s, t, ACT, 0).to(b.dtype)
+                b = operand(b, s, t, meets, ACT, False)
             acc = dot(a, b, acc, UPCAST)
     return acc
-
-
-@jit
-def _activated(
-    v,  # [channels, BR] or [BR, channels]
-    scale,  # [channels] fp32 or None
-    shift,
-    ACT: tl.constexpr,
-    ROWS: tl.constexpr,  # which dimension they are
-):
-    if scale is not None:
-        v = v.to(tl.float32) * tl.expand_dims(scale, ROWS) + tl.expand_dims(shift, ROWS)
-        v = activate(v, ACT)
-    elif ACT != 0:
-        v = activate(v.to(tl.float32), ACT)
-    return v
-
-
-@jit
-def _padded(h, meets):
-    """Padding is zero after the activation, whatever the shift."""
-    return tl.where(meets, h, 0.0)
 
 
 def compile_cases() -> list[CompileCase]:

@@ -10,7 +10,7 @@ import pytest
 
 from bench.wgmma_reads import overwritten
 from fastpix2pix.kernels._triton import triton, version
-from fastpix2pix.kernels.wgmma import WAITS
+from fastpix2pix.kernels.operands import WAITS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +23,7 @@ LOOP = """
 \t.reg .b32 \t%r<9>;
 \tldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r1, %r2, %r5, %r6}}, [%r8];  // before the loop
 $L__BB0_1:                              // =>This Inner Loop
+\t.loc\t1 59 26                          // file.py:59:26
 \t{first}
 \tldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r1, %r2, %r5, %r6}}, [%r8];
 \twgmma.fence.sync.aligned;
@@ -62,9 +63,9 @@ COMPILE = """
 import json, sys
 from bench.compile_table import binary_of, kernel_cases
 from bench.wgmma_reads import PRODUCT, overwritten
-from fastpix2pix.kernels import wgmma
+from fastpix2pix.kernels import operands
 
-wgmma._FORGETS = wgmma._FORGETS and sys.argv[1] == "as it is"
+operands._FORGETS = operands._FORGETS and sys.argv[1] == "as it is"
 given = [(case, {**case.signature, **case.constexprs}) for case in kernel_cases()]
 computing = [case for case, names in given if names.get("scale_a") or names.get("ACT_A")]
 rows = []

@@ -51,7 +51,7 @@ def compiled() -> dict[tuple[str, int], dict[str, int]]:
     """(kernel, capability) -> registers, local, shared, refused."""
     result = run("-c", COMPILE)
     assert result.returncode == 0, result.stderr
-    keys = ("registers", "local", "shared", "refused")
+    keys = ("registers", "local", "shared", "overwritten", "refused")
     return {(name, sm): dict(zip(keys, values, strict=True)) for name, sm, *values in json.loads(result.stdout)}
 
 

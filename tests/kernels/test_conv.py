@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastpix2pix.kernels import conv_kernel as module
+from fastpix2pix.kernels import operands
 from fastpix2pix.kernels._triton import jit, tl, triton
 from fastpix2pix.kernels.conv import Norm, Product, conv, conv_dgrad
 from fastpix2pix.kernels.conv_plan import ConvPlan, Problem
@@ -290,8 +291,8 @@ def test_taps_without_a_pixel_are_not_read():
 
 
 @jit
-def _nothing_padded(h, ok):
-    return h.to(tl.float32)
+def _nothing_padded(shift, ok):
+    return shift.to(tl.float32)
 
 
 @interpreter
@@ -299,7 +300,7 @@ def test_comparison_sees_padding_that_is_not_zero(monkeypatch):
     shape = (HALF, 1, 4, 4, (32,), 16, torch.float32)
     options = {"affine": True, "activations": ("leaky",)}
     assert forward(*shape, **options) <= 0
-    monkeypatch.setattr(module, "_padded", _nothing_padded)
+    monkeypatch.setattr(operands, "padded", _nothing_padded)
     assert forward(*shape, **options) > 0
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastpix2pix.kernels import conv_wgrad as module
+from fastpix2pix.kernels import operands
 from fastpix2pix.kernels._triton import jit, tl, triton
 from fastpix2pix.kernels.conv_wgrad import conv_wgrad
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
@@ -122,15 +123,15 @@ def test_taps_without_a_pixel_have_no_gradient():
 
 
 @jit
-def _leaks(h, inside):
-    return h.to(tl.float32)
+def _leaks(shift, inside):
+    return shift.to(tl.float32)
 
 
 @interpreter
 def test_comparison_sees_a_shift_outside_the_map(monkeypatch):
     shape = (HALF, 1, 4, 4, (16,), 16, torch.float32)
     assert excess(*shape, affine=1) <= 0
-    monkeypatch.setattr(module, "_padded", _leaks)
+    monkeypatch.setattr(operands, "padded", _leaks)
     assert excess(*shape, affine=1) > 0
 
 
