@@ -307,8 +307,9 @@ def compile_cases() -> list[CompileCase]:
         cases.append(_compile_case(shape, halving, (), up, SPLIT=True))
         cases.append(_compile_case(shape, doubling, two, back, SPLIT=True, ACT_A=2))
         cases.append(_compile_case(shape, doubling, (*norm, "other", "ldo"), back, ACT=1, ACT_OTHER=2))
-    cases.append(_compile_case(LARGE[1], halving, affine, up, SPLIT=True, ACT_A=1))
-    cases.append(_compile_case(LARGE[1], doubling, both, back, SPLIT=True, ACT_A=2, ACT_B=2))
+    for shape in LARGE[:2]:
+        cases.append(_compile_case(shape, halving, affine, up, SPLIT=True, ACT_A=1))
+        cases.append(_compile_case(shape, doubling, both, back, SPLIT=True, ACT_A=2, ACT_B=2))
     for shape in WIDE:
         cases.append(_compile_case(shape, halving, again, up, ACT=1, ACT_2=2))
         cases.append(_compile_case(shape, doubling, stats, back))

@@ -128,7 +128,8 @@ def _shapes(problem: Problem) -> Sequence[Shape]:
         return LARGE[1], middle
     if tiles(problem, 128, 128) >= PROGRAMS:
         return *LARGE, middle
-    return middle, LARGE[1]
+    wide = min(problem.rows, problem.outputs) >= LARGE[0][0]  # half of what middle ones read from the L2 cache
+    return middle, LARGE[0] if wide else LARGE[1]
 
 
 def tiles(problem: Problem, block_m: int, block_n: int) -> int:
