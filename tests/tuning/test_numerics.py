@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpix2pix.kernels import operands
 from fastpix2pix.kernels._triton import jit, tl
-from fastpix2pix.kernels.conv import Norm
+from fastpix2pix.kernels.conv import Norm, conv
 from fastpix2pix.kernels.conv_plan import ConvPlan
 from fastpix2pix.kernels.geometry import Geometry, Map, Source
 from fastpix2pix.kernels.rows import Statistics
@@ -59,6 +59,20 @@ def test_wrong_borders_are_found(monkeypatch):
     monkeypatch.setattr(operands, "padded", unmasked)
     assert "y is off" in forward_error([source()], kernel(), DOWN, SIZE, 2, False, WHOLE)
     assert "sum over rows is off" in wgrad_error([source()], rand(18, 16), kernel(), DOWN, SIZE, WGRAD)
+
+
+def test_what_is_not_the_same_twice_is_found(monkeypatch):
+    """By as little as the last bit of one number."""
+    times = iter([0.0, 1e-7])
+
+    def unsteady(sources, w, geometry, size, y, *, impl, **options):
+        product = conv(sources, w, geometry, size, y, impl=impl, **options)
+        if impl == "triton":
+            y[0, 0] += y[0, 0].abs() * next(times)
+        return product
+
+    monkeypatch.setattr(numerics, "conv", unsteady)
+    assert forward_error([source()], kernel(), DOWN, SIZE, 2, False, WHOLE) == "y is not the same twice"
 
 
 def test_excess():
