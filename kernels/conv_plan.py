@@ -128,7 +128,7 @@ def _shapes(problem: Problem) -> Sequence[Shape]:
         return LARGE[1], middle
     if tiles(problem, 128, 128) >= PROGRAMS:
         return *LARGE, middle
-    wide = min(problem.rows, problem.outputs) >= LARGE[0][0]  # half of what middle ones read from the L2 cache
+    wide = min(problem.rows, problem.outputs) >= LARGE[0][0]  # such tiles read half of what 64 x 64 do
     return middle, LARGE[0] if wide else LARGE[1]
 
 

@@ -48,7 +48,7 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[tuple[str, int], dict[str, int]]:
-    """(kernel, capability) -> registers, local, shared, refused."""
+    """(kernel, capability) -> the fields of Compiled, and whether it is refused."""
     result = run("-c", COMPILE)
     assert result.returncode == 0, result.stderr
     keys = ("registers", "local", "shared", "overwritten", "refused")
