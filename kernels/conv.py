@@ -16,8 +16,9 @@ from torch import Tensor
 from ._triton import interpreted
 from .activations import ACTIVATIONS
 from .conv_kernel import _conv_kernel
-from .conv_plan import ConvPlan, Problem, conv_plan
+from .conv_plan import ConvPlan, Problem, conv_plan, stages_for
 from .dispatch import choose, launch
+from .division import reciprocal
 from .geometry import Gather, Geometry, Map, Source
 from .norm_act_backward import hidden
 from .rows import Output, Statistics, Sums, Tiles
@@ -240,7 +241,7 @@ def _conv_triton(
     gather, size, output = problem.gather, problem.size, problem.output
     a, b = sources[0], sources[1] if len(sources) == 2 else None
     channels, parts = y.shape[1], gather.parities**2
-    tiles = -(-problem.rows // plan.block_m)
+    tiles, columns = -(-problem.rows // plan.block_m), -(-channels // plan.block_n)
     split = plan.splits > 1
     fused = bias is not None or activation != "none" or second is not None or statistics or norm is not None
     if split and fused and not partials:
@@ -261,15 +262,16 @@ def _conv_triton(
     written += 0 if second is None else y.element_size() * second.rows.numel()
     launch(
         _conv_kernel,
-        (problem.groups * tiles * -(-channels // plan.block_n) * parts, plan.splits),
+        (problem.groups * tiles * columns * parts, plan.splits),
         *(a.rows, None if b is None else b.rows, w, into, None if second is None else second.rows),
         *(a.scale, a.shift),
         *((None, None) if b is None else (b.scale, b.shift)),
         *(bias, *((None, None) if found is None else found.unbind())),
         *((None,) * 5 if norm is None else (norm.x, norm.gamma, norm.beta, *norm.statistics)),
         None if other is None else other.rows,
-        *(size.height, size.width, output.height, output.width, height, width),
-        *(problem.rows, tiles, problem.inputs[0], problem.inputs[1] if b is not None else 0, channels),
+        *(size.height, size.width, output.height, output.width, height, width, reciprocal(height), reciprocal(width)),
+        *(problem.rows, tiles, reciprocal(tiles), reciprocal(columns), reciprocal(problem.inputs[0])),
+        *(problem.inputs[0], problem.inputs[1] if b is not None else 0, channels),
         *(a.rows.stride(0), 0 if b is None else b.rows.stride(0)),
         *(channels if split else y.stride(0), 0 if second is None else second.rows.stride(0)),
         0 if other is None else other.rows.stride(0),
@@ -300,7 +302,7 @@ def _conv_triton(
         BN=plan.block_n,
         BK=plan.block_k,
         num_warps=plan.warps,
-        num_stages=plan.stages,
+        num_stages=stages_for(plan.stages, w.element_size()),
     )
     if split:
         if partials:

@@ -9,6 +9,7 @@ from ._triton import jit, tl
 from .activations import activate, times_derivative
 from .conv_plan import DEEP, FLAT, FLATTENED, LARGE, SMALL, THIN, WIDE, Shape
 from .dispatch import CompileCase
+from .division import over, within
 from .geometry import Gather, Geometry, dot
 from .operands import operand
 from .overlap import enter, prefetch
@@ -40,8 +41,13 @@ def _conv_kernel(
     OW,
     QH,
     QW,
+    by_QH,  # reciprocals
+    by_QW,
     rows,  # of one parity of one group
     tiles,  # of these
+    by_tiles,
+    by_columns,  # of blocks of CO
+    by_CA,
     CA,
     CB,
     CO,
@@ -86,29 +92,33 @@ def _conv_kernel(
     part, tile = tl.program_id(0) % (PARITIES * PARITIES), tl.program_id(0) // (PARITIES * PARITIES)
     split = tl.program_id(1)
     columns = tl.cdiv(CO, BN)
-    first_col = (tile % columns) * BN
+    block = over(tile, by_columns)
+    first_col = (tile - block * columns) * BN
     col = first_col + tl.arange(0, BN)
-    tile = tile // columns
-    group, tile = tile // tiles, tile % tiles
+    group = over(block, by_tiles)
+    tile = block - group * tiles
     ph, pw = part // PARITIES, part % PARITIES
 
     row = tile * BM + tl.arange(0, BM)
     inside = row < rows
     q = group * rows + row
-    qw, qh, image = q % QW, (q // QW) % QH, (q // (QW * QH)).to(tl.int64)
+    line = over(q, by_QW)
+    image = over(line, by_QH)
+    qw, qh, image = q - line * QW, line - image * QH, image.to(tl.int64)
     fh, fw = qh * STEP + (FIRST + ph), qw * STEP + (FIRST + pw)
     kh, kw = K0 - ph, K0 - pw
 
     acc = tl.zeros((BM, BN), tl.float32)
     if FLAT:
         enter(OVERLAP)
-        base = xa + image * (H * W) * lda
+        pixel = xa + (image * (H * W) + fh * W + fw) * lda
         for first in range(0, TAPS * TAPS * CA, BK):
             k = first + tl.arange(0, BK)
-            th, tw, c = k // CA // TAPS, k // CA % TAPS, k % CA
-            ih, iw = fh[:, None] + th[None, :], fw[:, None] + tw[None, :]
-            ok = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W) & inside[:, None] & (k < TAPS * TAPS * CA)[None, :]
-            a = tl.load(base[:, None] + (ih * W + iw) * lda + c[None, :], mask=ok, other=0.0)
+            tap = over(k, by_CA)
+            th, tw, c = tap // TAPS, tap % TAPS, k - tap * CA
+            ok = within(fh[:, None] + th[None, :], H) & within(fw[:, None] + tw[None, :], W)
+            ok = ok & inside[:, None] & (k < TAPS * TAPS * CA)[None, :]
+            a = tl.load(pixel[:, None] + ((th * W + tw) * lda + c)[None, :], mask=ok, other=0.0)
             a = operand(a, None, None, None, ACT_A, True)
             at = ((kh + KSTEP * th) * KERNEL + kw + KSTEP * tw) * stride_tap + c * stride_k
             ok = (k < TAPS * TAPS * CA)[:, None] & (col < CO)[None, :]
@@ -139,7 +149,7 @@ def _conv_kernel(
         for tap in tl.range(first_tap, end_tap, flatten=FLATTEN):
             th, tw = low_h + tap // wide, low_w + tap % wide
             ih, iw = fh + th, fw + tw
-            ok = inside & (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
+            ok = inside & within(ih, H) & within(iw, W)
             pixel = image * (H * W) + ih * W + iw
             wt = w + ((kh + KSTEP * th) * KERNEL + kw + KSTEP * tw) * stride_tap
             acc = _add_source(
@@ -363,5 +373,7 @@ def _type(name: str, split: int) -> str:
         return "*bf16"
     if name == "y" or name in _OPTIONAL:
         return "*fp32"
+    if name.startswith("by_"):
+        return "i64"
     channels = ("CA", "CO", "lda", "ldy", "chunk_a", *_NUMBERS)
     return "i32:16" if name in channels or name.startswith("stride") else "i32"

@@ -80,6 +80,11 @@ class ConvPlan(NamedTuple):
         return self.tap_splits * self.channel_splits
 
 
+def stages_for(stages: int, element_size: int) -> int:
+    """Of a plan, for operands of so many bytes: fp32 takes twice the shared memory and is bound by its products."""
+    return stages if element_size <= 2 else max(1, stages // 2)
+
+
 def conv_plan(problem: Problem) -> ConvPlan:
     """The static choice: the first of the candidates."""
     return conv_candidates(problem)[0]

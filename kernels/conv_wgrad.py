@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ._triton import interpreted, jit, tl
 from .activations import ACTIVATIONS
+from .conv_plan import stages_for
 from .dispatch import CompileCase, choose, launch
+from .division import over, reciprocal, within
 from .geometry import Geometry, Map, Source, dot
 from .operands import operand
 from .split import sum_splits
@@ -109,7 +111,7 @@ def _conv_wgrad_triton(
         *(plain.rows, plain.height, plain.width, gathered.height, gathered.width),
         *(inputs[0], 0 if b is None else inputs[1], roles.q),
         *(a.rows.stride(0), 0 if b is None else b.rows.stride(0), g.shape[1]),
-        *(*roles.strides, n, share, plain.rows // groups),
+        *(*roles.strides, n, share, plain.rows // groups, reciprocal(plain.height), reciprocal(plain.width)),
         read=read + (0 if split or not accumulate else n * dw.element_size()),
         written=into.numel() * into.element_size(),
         INPUT_PLAIN=roles.input_plain,
@@ -120,6 +122,7 @@ def _conv_wgrad_triton(
         ACT_A=ACTIVATIONS[a.activation].id,
         ACT_B=0 if b is None else ACTIVATIONS[b.activation].id,
         FLAT=flat,
+        FEW=roles.few,
         WHOLE=all(channels % plan.block_p == 0 for channels in inputs)
         and (roles.taps * roles.q if flat else roles.q) % plan.block_q == 0,
         ACCUMULATE=accumulate and not split,
@@ -128,7 +131,7 @@ def _conv_wgrad_triton(
         BQ=plan.block_q,
         BR=plan.block_rows,
         num_warps=plan.warps,
-        num_stages=plan.stages,
+        num_stages=stages_for(plan.stages, g.element_size()),
     )
     if split:
         sum_splits(into, whole, accumulate=accumulate, impl="triton")
@@ -161,6 +164,8 @@ def _conv_wgrad_kernel(
     n,
     share,  # rows of a split, a multiple of BR
     group_rows,  # rows of the plain map whose images share a scale
+    by_PH,  # reciprocals of PH and PW
+    by_PW,
     INPUT_PLAIN: tl.constexpr,
     SIDE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -169,6 +174,7 @@ def _conv_wgrad_kernel(
     ACT_A: tl.constexpr,
     ACT_B: tl.constexpr,
     FLAT: tl.constexpr,
+    FEW: tl.constexpr,
     WHOLE: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -195,17 +201,17 @@ def _conv_wgrad_kernel(
 
     p = block * BP + tl.arange(0, BP)
     P = PA
-    rows = start, end, group_rows, PH, PW, H, W
+    rows = start, end, group_rows, PH, PW, H, W, by_PH, by_PW
     columns = q, th, tw, here
     if not INPUT_PLAIN:
         acc = _sum(
             g, p, PA, ldg, xa, Q, lda, scale_a, shift_a, rows, columns,
-            False, STRIDE, PADDING, ACT_A, FLAT, WHOLE, UPCAST, BP, BQ, BR,
+            False, STRIDE, PADDING, ACT_A, FLAT, FEW, WHOLE, UPCAST, BP, BQ, BR,
         )  # fmt: skip
     elif xb is None or block < tl.cdiv(PA, BP):
         acc = _sum(
             xa, p, PA, lda, g, Q, ldg, scale_a, shift_a, rows, columns,
-            True, STRIDE, PADDING, ACT_A, FLAT, WHOLE, UPCAST, BP, BQ, BR,
+            True, STRIDE, PADDING, ACT_A, FLAT, FEW, WHOLE, UPCAST, BP, BQ, BR,
         )  # fmt: skip
     else:
         dw += PA * stride_p
@@ -213,7 +219,7 @@ def _conv_wgrad_kernel(
         P = PB
         acc = _sum(
             xb, p, PB, ldb, g, Q, ldg, scale_b, shift_b, rows, columns,
-            True, STRIDE, PADDING, ACT_B, FLAT, WHOLE, UPCAST, BP, BQ, BR,
+            True, STRIDE, PADDING, ACT_B, FLAT, FEW, WHOLE, UPCAST, BP, BQ, BR,
         )  # fmt: skip
 
     if FLIPPED:
@@ -249,6 +255,7 @@ def _sum(
     PADDING: tl.constexpr,
     ACT: tl.constexpr,
     FLAT: tl.constexpr,
+    FEW: tl.constexpr,  # channels: neighbours in memory are pixels then
     WHOLE: tl.constexpr,
     UPCAST: tl.constexpr,
     BP: tl.constexpr,
@@ -256,8 +263,12 @@ def _sum(
     BR: tl.constexpr,
 ):  # [BP, BQ] fp32
     """Over the rows of a split, one group of images after the other."""
-    start, end, group_rows, PH, PW, H, W = rows
+    start, end, group_rows, PH, PW, H, W, by_PH, by_PW = rows
     q, th, tw, here = columns
+    # Of a gathered block a thread has few places along the last axis and many along the other, each of them numbers to
+    # compute. Vectors of channels are loaded along the last axis; where there are none, the rows lie along it.
+    ROW: tl.constexpr = 0 if FEW else 1  # the axis that a vector over rows lacks
+    COLUMN: tl.constexpr = 1 - ROW
     acc = tl.zeros((BP, BQ), tl.float32)
     offset = (th * W + tw) * ld_q + q  # within an image, which int32 holds
     for group in range(start // group_rows, tl.cdiv(end, group_rows)):
@@ -266,31 +277,34 @@ def _sum(
         if scale is not None:
             c = p if INPUT_PLAIN else q
             C = P if INPUT_PLAIN else Q
-            s = tl.expand_dims(tl.load(scale + group * C + c, mask=c < C, other=0.0), 1 if INPUT_PLAIN else 0)
-            t = tl.expand_dims(tl.load(shift + group * C + c, mask=c < C, other=0.0), 1 if INPUT_PLAIN else 0)
+            axis: tl.constexpr = 1 if INPUT_PLAIN else COLUMN
+            s = tl.expand_dims(tl.load(scale + group * C + c, mask=c < C, other=0.0), axis)
+            t = tl.expand_dims(tl.load(shift + group * C + c, mask=c < C, other=0.0), axis)
         for first in range(tl.maximum(start, group * group_rows), last, BR):
             m = first + tl.arange(0, BR)
-            line = m // PW
-            image = line // PH
+            line = over(m, by_PW)
+            image = over(line, by_PH)
             ih, iw = (line - image * PH) * STRIDE - PADDING, (m - line * PW) * STRIDE - PADDING  # of tap 0
             pixel = gathered + (image.to(tl.int64) * (H * W) + (ih * W + iw)) * ld_q
             known = m < last
             if FLAT:
-                ih, iw = ih[:, None] + th[None, :], iw[:, None] + tw[None, :]
-                meets = known[:, None] & (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
+                ih, iw = tl.expand_dims(ih, ROW), tl.expand_dims(iw, ROW)
+                meets = within(ih + tl.expand_dims(th, COLUMN), H) & within(iw + tl.expand_dims(tw, COLUMN), W)
+                meets = tl.expand_dims(known, ROW) & meets
             else:
-                ih, iw = ih + th, iw + tw
-                meets = (known & (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W))[:, None]
+                meets = tl.expand_dims(known & within(ih + th, H) & within(iw + tw, W), ROW)
             known = known[None, :]
             if not WHOLE:
                 known = known & (p < P)[:, None]
-                meets = meets & here[None, :]
+                meets = meets & tl.expand_dims(here, COLUMN)
             a = tl.load(plain + m.to(tl.int64)[None, :] * ld_p + p[:, None], mask=known, other=0.0)
-            b = tl.load(pixel[:, None] + offset[None, :], mask=meets, other=0.0)
+            b = tl.load(tl.expand_dims(pixel, ROW) + tl.expand_dims(offset, COLUMN), mask=meets, other=0.0)
             if INPUT_PLAIN:
                 a = operand(a, s, t, None, ACT, True)  # rows that are none meet zeros
             else:
                 b = operand(b, s, t, meets, ACT, False)
+            if FEW:
+                b = tl.trans(b)
             acc = dot(a, b, acc, UPCAST)
     return acc
 
@@ -310,13 +324,12 @@ def compile_cases() -> list[CompileCase]:
         "PADDING": 2,
         "ACT_A": 1,
     }
-    for shape in FLAT:  # c5, whose roles are reversed; d1; e1 and c1
-        if shape[1] == 16:
-            cases.append(_compile_case(shape, one, INPUT_PLAIN=True, WHOLE=True, FLAT=True, stride_q="i32", **flipped))
-        elif shape[0] == 128:
-            cases.append(_compile_case(shape, both, INPUT_PLAIN=True, WHOLE=False, FLAT=True, **gathered))
-        else:
-            cases.append(_compile_case(shape, (), WHOLE=False, FLAT=True, lda="i32", **thin))
+    for shape in FLAT[:2]:  # c5, whose roles are reversed
+        cases.append(_compile_case(shape, one, INPUT_PLAIN=True, FLAT=True, FEW=True, stride_q="i32", **flipped))
+    for shape in FLAT[1:]:  # d1
+        cases.append(_compile_case(shape, both, INPUT_PLAIN=True, WHOLE=False, FLAT=True, FEW=True, **gathered))
+    for shape in FLAT[2:]:  # e1 and c1
+        cases.append(_compile_case(shape, (), WHOLE=False, FLAT=True, FEW=True, lda="i32", **thin))
     for shape in (*DEEP, MIDDLE, *LARGE):
         cases.append(_compile_case(shape, (), ACT_A=1, ACCUMULATE=True))
         cases.append(_compile_case(shape, ("xb",), INPUT_PLAIN=True, ACT_A=2, ACT_B=2))
@@ -333,13 +346,22 @@ def _compile_case(shape: Shape, present: Sequence[str], **given: str | int) -> C
     p, q, rows, warps, stages = shape
     optional = ("xb", "scale_a", "shift_a", "scale_b", "shift_b")
     constexprs: dict[str, Any] = {"INPUT_PLAIN": False, "SIDE": 4, "STRIDE": 2, "PADDING": 1, "FLIPPED": False}
-    constexprs |= {"ACT_A": 0, "ACT_B": 0, "FLAT": False, "WHOLE": True, "ACCUMULATE": False, "UPCAST": False}
+    constexprs |= {
+        "ACT_A": 0,
+        "ACT_B": 0,
+        "FLAT": False,
+        "FEW": False,
+        "WHOLE": True,
+        "ACCUMULATE": False,
+        "UPCAST": False,
+    }
     constexprs |= {"BP": p, "BQ": q, "BR": rows, "stride_q": 1}  # an argument that is 1 becomes a constant
     constexprs |= {name: None for name in optional if name not in present}
     constexprs |= {} if "xb" in present else {"ldb": 0, "PB": 0}
     constexprs |= {name: value for name, value in given.items() if not isinstance(value, str)}
     types = dict.fromkeys(("xa", "xb", "g", "dw"), "*bf16") | dict.fromkeys(optional[1:], "*fp32")
     types |= dict.fromkeys(("PA", "PB", "Q", "lda", "ldb", "ldg", "stride_p", "stride_tap", "n"), "i32:16")
+    types |= dict.fromkeys(("by_PH", "by_PW"), "i64")
     types |= {name: value for name, value in given.items() if isinstance(value, str)}
     constexprs = {name: value for name, value in constexprs.items() if name not in given or name not in types}
     names = [name for name in _conv_wgrad_kernel.arg_names if name not in constexprs]

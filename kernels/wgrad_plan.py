@@ -41,6 +41,11 @@ class Roles(NamedTuple):
         return self.side**2
 
     @property
+    def few(self) -> bool:
+        """Whether a pixel of the gathered map has so few channels that all taps are gathered at once."""
+        return self.q <= _THIN
+
+    @property
     def flops(self) -> int:
         """Two per product, padding included."""
         return 2 * self.plain.rows * self.taps * self.p * self.q
@@ -113,16 +118,19 @@ def wgrad_candidates(geometry: Geometry, size: Map, kernel: tuple[int, ...]) -> 
 
 
 Shape = tuple[int, int, int, int, int]  # channels p, channels q or columns, rows, warps, stages
-FLAT: tuple[Shape, ...] = tuple((p, c, 32, 8 if p * c >= 8192 else 4, 3) for p in (64, 128) for c in (16, 64, 128))
+# Few channels. A transposed layer's p may be those of two sources of 64, where half of a block of 128 would be idle.
+FLAT: tuple[Shape, ...] = ((128, 16, 32, 4, 3), (64, 16, 32, 4, 3), (64, 64, 32, 4, 3), (64, 128, 32, 8, 3))
 DEEP: tuple[Shape, ...] = ((64, 128, 16, 8, 2), (64, 128, 32, 8, 2))  # one or two steps, and a large gradient to store
 MIDDLE: Shape = (64, 64, 64, 4, 3)
 LARGE: tuple[Shape, ...] = ((128, 128, 32, 8, 3), (64, 128, 32, 8, 3))
 
 
 def _shapes(roles: Roles) -> Sequence[Shape]:
-    if roles.q <= _THIN:
-        columns = next((c for c in (16, 64) if c >= roles.taps * roles.q), 128)
-        return [shape for shape in FLAT if shape[1] == columns and shape[0] == (128 if roles.p > 64 else 64)]
+    if roles.few:
+        columns = roles.taps * roles.q
+        if columns <= 16:
+            return FLAT[:1] if roles.flipped and roles.p > 64 else FLAT[1:2]
+        return FLAT[2:3] if columns <= 64 else (FLAT[3], FLAT[2])
     if roles.plain.rows <= 64:
         return DEEP if roles.plain.rows <= 16 else DEEP[::-1]
     if roles.p > 64 and _split(roles, *LARGE[0]).programs(roles) >= PROGRAMS:
@@ -134,7 +142,7 @@ def _split(roles: Roles, p: int, q: int, rows: int, warps: int, stages: int) -> 
     """Double the splits until the device is busy, the parts get short or the partial sums large."""
     plan, partial = WgradPlan(p, q, rows, 1, warps, stages), 4 * roles.p * roles.q * roles.taps
     most = max(_PARTIAL_BYTES, roles.operands // 2)  # a quarter of what is read
-    wanted = PROGRAMS if roles.q > _THIN else 2 * PROGRAMS  # thin ones wait for memory: several share a multiprocessor
+    wanted = 2 * PROGRAMS if roles.few else PROGRAMS  # thin ones wait for memory: several share a multiprocessor
     while (
         plan.programs(roles) < wanted
         and roles.plain.rows >= 2 * plan.splits * _SHORTEST * rows

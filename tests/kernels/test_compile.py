@@ -28,6 +28,7 @@ pytestmark = [
 COMPILE = """
 import json
 from bench.compile_table import compile_case, kernel_cases
+from fastpix2pix.kernels.conv_plan import stages_for
 
 first = {}
 for case in kernel_cases():
@@ -36,6 +37,12 @@ adam = first["_adam_kernel"]
 crowded = adam._replace(num_warps=1, constexprs=adam.constexprs | {"BLOCK": 4096})
 rows = [(name, sm, compile_case(case, sm)) for name, case in first.items() for sm in (80, 90)]
 rows.append(("crowded", 80, compile_case(crowded, 80)))
+for case in kernel_cases():  # fp32 of the shapes with the most shared memory, of the forms that read most
+    blocks = tuple(case.constexprs.get(name) for name in ("BM", "BN", "BK"))
+    if blocks in ((16, 64, 128), (128, 128, 64)) and case.constexprs["SPLIT"] and "xb" in case.signature:
+        types = {name: "*fp32" if type_ == "*bf16" else type_ for name, type_ in case.signature.items()}
+        fp32 = case._replace(signature=types, num_stages=stages_for(case.num_stages, 4))
+        rows.append((f"fp32 {blocks}", 89, compile_case(fp32, 89)))
 print(json.dumps([[name, sm, *compiled, compiled.refused(sm)] for name, sm, compiled in rows]))
 """
 
@@ -53,6 +60,11 @@ def compiled() -> dict[tuple[str, int], dict[str, int]]:
     assert result.returncode == 0, result.stderr
     keys = ("registers", "local", "shared", "overwritten", "refused")
     return {(name, sm): dict(zip(keys, values, strict=True)) for name, sm, *values in json.loads(result.stdout)}
+
+
+def test_plans_fit_small_gpus_in_fp32_too(compiled: dict[tuple[str, int], dict[str, int]]) -> None:
+    found = {name: values["shared"] for (name, _), values in compiled.items() if name.startswith("fp32")}
+    assert len(found) == 2 and max(found.values()) <= 99 * 1024, found
 
 
 @pytest.fixture(scope="module")
