@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpix2pix.config import Modes, Train
+from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.model import PatchGAN, Unet
 from fastpix2pix.model.layers import MODULE_RULE
 from fastpix2pix.training.graph import GraphedBody
@@ -233,6 +234,8 @@ def onnx_translate(net: Unet, x: Tensor, provider: str) -> Translate:
     logger.level = level
     assert program is not None
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=[provider])
+    if session.get_providers()[0] != provider:  # it goes to the CPU with a mere warning
+        raise EnvironmentFailed(f"this ONNX Runtime has no {provider}: pip install onnxruntime-gpu")
     name = session.get_inputs()[0].name
 
     def run(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from .devices import ROOT, Setting
@@ -33,6 +34,8 @@ def run(report: Report, at: Setting) -> None:
 def _passed(path: Path, at: Setting, report: Report) -> Values:
     if at.device.type != "cuda":
         raise Skipped("needs a CUDA GPU")
+    if find_spec("pytest") is None:
+        raise Skipped("No module named 'pytest'")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(path)]
     environment = {**os.environ, "FASTPIX2PIX_REQUIRE_GPU": "1", "PYTHONPATH": str(ROOT)}
     limit = max(LEAST, report.left(PART))

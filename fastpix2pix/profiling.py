@@ -166,13 +166,13 @@ class Profile:
         trace.export_chrome_trace(str(self.folder / "trace.json"))
         averages = trace.key_averages()
         on_gpu = any(event.self_device_time_total for event in averages)
+        launched = [event for event in averages if _on_device(event)]
         by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
         write_text(self.folder / "kernels.txt", averages.table(sort_by=by, row_limit=TOP, max_name_column_width=60))
-        kernels = sum(e.count for e in averages if e.device_type != torch.autograd.DeviceType.CPU) / steps
         self.summary |= {
             "steps": steps,
             "ms_per_step": 1e3 * seconds / steps,
-            "device_kernels_per_step": kernels if on_gpu else None,
+            "device_kernels_per_step": sum(event.count for event in launched) / steps if on_gpu else None,
             "breakdown_ms": breakdown(trace, steps),
         }
         write_text(self.folder / "summary.json", json.dumps(self.summary, indent=1) + "\n")
@@ -215,10 +215,15 @@ def breakdown(trace: torch.profiler.profile, steps: int) -> dict[str, float]:
     on_gpu = any(event.self_device_time_total for event in averages)
     found: dict[str, float] = {}
     for event in averages:
-        device_event = event.device_type != torch.autograd.DeviceType.CPU
-        if on_gpu != device_event or event.key.startswith("ProfilerStep"):
+        on_cpu = event.device_type == torch.autograd.DeviceType.CPU and not event.key.startswith("ProfilerStep")
+        if not (_on_device(event) if on_gpu else on_cpu):
             continue
         us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         kind = next((k for k, words in _KINDS.items() if any(word in event.key for word in words)), "other")
         found[kind] = found.get(kind, 0.0) + us / 1e3 / steps
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _on_device(event: Any) -> bool:
+    """Whether it is work of the device: not a range named in Python, which there spans the kernels that it started."""
+    return event.device_type != torch.autograd.DeviceType.CPU and not event.is_user_annotation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from fastpix2pix.data.synthetic import write_demo_set
 from fastpix2pix.kernels.losses import gan_loss
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
-from fastpix2pix.profiling import SKIPPED, TRACED, Counter, Profile
+from fastpix2pix.profiling import SKIPPED, TRACED, Counter, Profile, breakdown
 from fastpix2pix.training.loop import train
 
 TINY = {
@@ -71,6 +72,28 @@ def test_inference_of_images(pairs, tmp_path, capsys):
     assert cli.main(["infer", str(model), *sources, str(tmp_path / "out"), "--profile", str(trace)]) == 0
     assert "ms per step of 2" in capsys.readouterr().err  # four images, two left out
     assert "translate" in names(json.loads((trace / "trace.json").read_text()))
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_ranges_named_in_python_are_no_work_of_the_device(on_gpu):
+    def event(key, device_us, cpu_us, *, device=True, annotation=False):
+        kind = torch.autograd.DeviceType.CUDA if device else torch.autograd.DeviceType.CPU
+        times = {"self_device_time_total": device_us * on_gpu, "self_cpu_time_total": cpu_us}
+        return SimpleNamespace(key=key, device_type=kind, is_user_annotation=annotation, **times)
+
+    events = [
+        event("step", 0, 10, device=False, annotation=True),  # what Python itself took
+        event("ProfilerStep#1", 0, 5000, device=False, annotation=True),
+        event("aten::conv2d", 0, 40, device=False),
+    ]
+    if on_gpu:
+        events += [
+            event("step", 5000, 0, annotation=True),  # spans its kernels
+            event("sm80_xmma_fprop_conv", 700, 0),
+            event("_norm_act_fwd_kernel", 200, 0),
+        ]
+    found = breakdown(SimpleNamespace(key_averages=lambda: events), steps=1)
+    assert found == ({"convolution": 0.7, "normalisation": 0.2} if on_gpu else {"convolution": 0.04, "other": 0.01})
 
 
 def test_counts_are_of_calls_that_compute():

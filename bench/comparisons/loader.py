@@ -29,7 +29,6 @@ from ..timing import Run
 
 OURS, PLAIN = "ours", "PIL DataLoader"
 PAIRS = 8  # painted; more files would only be more of the same
-EACH = CHUNK  # pairs of one call: a chunk, whose batches the loader here gives away one by one
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # endless; (x, y) [N, 3, H, W] fp32 in [-1, 1] on the device
 
 
@@ -41,7 +40,7 @@ def comparisons(at: Setting) -> Iterator[Comparison]:
             OURS: partial(_loading, at, batch, workers, _checked_ours),
             PLAIN: partial(_loading, at, batch, workers, _plain),
         }
-        yield Comparison("loader", f"batch {batch}, {workers} workers", ways, OURS, PLAIN, images=EACH)
+        yield Comparison("loader", f"batch {batch}, {workers} workers", ways, OURS, PLAIN, images=batch * _calls(batch))
     if at.scale == "short":  # loader and step are in it apart
         return
     ways = {
@@ -117,11 +116,16 @@ def _checked_ours(at: Setting, batch: int, workers: int) -> Batches:
     return _ours(at, batch, workers)
 
 
+def _calls(batch: int) -> int:
+    """Batches of one measurement: those of a chunk, which the loader here gives away one by one; one at least."""
+    return max(1, CHUNK // batch)
+
+
 def _loading(at: Setting, batch: int, workers: int, batches: Callable[[Setting, int, int], Batches]) -> Run:
     iterator = batches(at, batch, workers)()
 
     def run() -> None:
-        for _ in range(EACH // batch):
+        for _ in range(_calls(batch)):
             next(iterator)
 
     return run

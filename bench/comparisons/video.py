@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -90,7 +91,7 @@ def _ours(at: Setting, frames: int) -> tuple[Run, Path]:
         raise Skipped(str(error)) from None
     config = at.config(1)
     source, out = _source(config.data.crop_size, frames), Path(_scratch().name) / "ours.mp4"
-    engine = TorchEngine(generator(config.generator), Modes(norm_stats="running"), at.device)
+    engine = TorchEngine(copy.deepcopy(generator(config.generator)), Modes(norm_stats="running"), at.device)
     translator = Translator(engine, record={"size": config.data.crop_size})
 
     def run() -> None:

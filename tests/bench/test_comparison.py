@@ -9,6 +9,7 @@ import torch
 
 from bench.baselines import CompiledStep, StandardStep, plain_translate
 from bench.comparison import PARTS, Comparison, all_comparisons, measure, planted, require_close, rounds_within
+from bench.comparisons import loader
 from bench.comparisons.steps import _require_same
 from bench.devices import bench_setting
 from bench.report import Mismatch, Skipped
@@ -194,3 +195,8 @@ def test_scales():
     full, short = bench_setting(CPU, "full"), bench_setting(CPU, "short")
     assert full.config(1).generator.ngf > short.config(1).generator.ngf > AT.config(1).generator.ngf
     assert {full.scale, short.scale, AT.scale} == {"full", "short", "smoke"}
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32, 64])
+def test_a_measurement_of_a_loader_loads_something(batch):
+    assert loader._calls(batch) * batch >= max(batch, loader.CHUNK // 2)

@@ -81,3 +81,10 @@ def test_a_failing_file_is_a_mismatch(tmp_path):
     report = Report(tmp_path / "r.json", {"commit": "x"}, 60, {"tests": 1})
     with pytest.raises((Mismatch, Skipped), match="no CUDA GPU"):
         gpu_tests._passed(gpu_tests.files()[0], at, report)
+
+
+def test_without_pytest_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_tests, "find_spec", lambda name: None)
+    report = Report(tmp_path / "r.json", {"commit": "x"}, 60, {"tests": 1})
+    with pytest.raises(Skipped, match="No module named 'pytest'"):
+        gpu_tests._passed(gpu_tests.files()[0], AT._replace(device=torch.device("cuda")), report)
