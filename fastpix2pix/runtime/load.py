@@ -34,7 +34,7 @@ def _open_onnx(path: Path, device: str) -> tuple[Engine, dict[str, Any]]:
 
 def _open_plan(path: Path, device: str) -> tuple[Engine, dict[str, Any]]:
     engine = TensorRTEngine(path, device)
-    if engine.plan.latency is None:  # built where it could not run
+    if engine.plan.latency is None or engine.compiles:  # built elsewhere, or new here: measured and compiled once
         engine.warm_up()
     return engine, engine.plan.record
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..console import say
 from ..data.images import to_uint8, to_unit
-from ..device import resolve_device, with_index
+from ..device import capturing, resolve_device, with_index
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
 from .buffers import buffer_dtype, buffer_layout, buffer_shape, check_buffers
@@ -84,6 +84,7 @@ class TensorRTEngine:
             raise EnvironmentFailed(f"{self.path}: {self._library.name} refuses it: {self._library.take_errors()}")
         managed = api.ExecutionContextAllocationStrategy.USER_MANAGED
         self._config = managed  # of every context
+        self.compiles = False  # TensorRT-RTX has no kernels for this GPU yet
         if self.plan.target == "tensorrt-rtx":
             self._config = self._engine.create_runtime_config()
             self._config.set_execution_context_allocation_strategy(managed)
@@ -92,8 +93,8 @@ class TensorRTEngine:
             )
             self._config.cuda_graph_strategy = api.CudaGraphStrategy.DISABLED  # the graphs here are torch's
             self._compiled = self._config.create_runtime_cache()
-            if kernels(self.path).is_file():
-                self._compiled.deserialize(kernels(self.path).read_bytes())  # refuses foreign ones by itself
+            kept = kernels(self.path)  # those of another GPU, driver or version are refused
+            self.compiles = not (kept.is_file() and self._compiled.deserialize(kept.read_bytes()))
             self._config.set_runtime_cache(self._compiled)
         size = self._engine.device_memory_size_v2
         self._workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=self.device)
@@ -138,8 +139,8 @@ class TensorRTEngine:
     def warm_up(self) -> dict[str, Any]:
         """Run at the usual size until the GPU compiled and captured everything, and measure a call (engine.latency).
 
-        The first measurement is written into the
-        sidecar, and what TensorRT-RTX compiled beside it; a folder that cannot be written keeps neither.
+        The first measurement is written into the sidecar, and what TensorRT-RTX compiled anew beside it; a folder that
+        cannot be written keeps neither.
         """
         found = latency(
             self, self.plan.batches[len(self.plan.batches) // 2], *self.plan.sizes[len(self.plan.sizes) // 2]
@@ -147,9 +148,10 @@ class TensorRTEngine:
         try:
             if self.plan.latency is None:
                 self.plan = update_plan(self.path, self.plan, latency=found)
-            if self.plan.target == "tensorrt-rtx" and not kernels(self.path).exists():
+            if self.compiles:
                 with written_aside(kernels(self.path)) as aside:
                     aside.write_bytes(bytes(self._compiled.serialize()))
+                self.compiles = False
         except EnvironmentFailed:
             pass  # a read-only place: measured and compiled again next time
         return found
@@ -165,6 +167,7 @@ class TensorRTEngine:
             "version": plan.version,
             "pixels": plan.form.pixels,
             "sizes": [list(size) for size in plan.sizes],
+            "size": list(plan.sizes[0]) if len({*plan.sizes}) == 1 else None,  # the only one
             "batches": list(plan.batches),
             "latency": plan.latency,
         }
@@ -304,7 +307,7 @@ class _Call:
         """Record the call for the next ones. One that breaks off is said, and the engine captures no more."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with capturing(graph, stream):
                 context.enqueue(self._in, self._out, self._masks, stream)
         except RuntimeError as error:
             self._engine._graph = False

@@ -69,6 +69,9 @@ def library(target: str) -> Library:
     return Library(target, name, api.__version__, api, _logger(api, errors), errors)
 
 
+UNLISTED = ("sm80",)  # TensorRT-RTX builds for it, but NVIDIA's list of GPUs that it supports (1.0 to 1.5) lacks it
+
+
 def missing(target: str) -> str:
     """Why the library of a target cannot be used, or nothing."""
     try:
@@ -79,14 +82,14 @@ def missing(target: str) -> str:
 
 
 def target_for(capability: str) -> str:
-    """The target whose engines run on a GPU, "sm80": TensorRT-RTX where it knows the GPU, else TensorRT.
+    """The target whose engines run on a GPU, "sm86": TensorRT-RTX where it supports the GPU, else TensorRT.
 
     EnvironmentFailed with what to install where neither is there.
     """
-    found = missing("tensorrt-rtx")
-    if not found and capability in library("tensorrt-rtx").capabilities:
+    found, without = missing("tensorrt-rtx"), missing("tensorrt")
+    if not found and capability in library("tensorrt-rtx").capabilities and (capability not in UNLISTED or without):
         return "tensorrt-rtx"
-    if without := missing("tensorrt"):
+    if without:
         raise EnvironmentFailed(f"{found or f'TensorRT-RTX does not know {capability}'}; {without}")
     return "tensorrt"
 

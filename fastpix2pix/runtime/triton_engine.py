@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import Modes
-from ..device import resolve_precision
+from ..device import capturing, resolve_precision
 from ..errors import EnvironmentFailed, InputError
 from ..kernels.bias_act import bias_act
 from ..kernels.conv import conv, problem_of
@@ -342,8 +342,7 @@ class _Captured:
                 function(self.x)
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
-            # torch's own stream for captures is of the device that was the first
-            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+            with capturing(self.graph, stream):
                 self.y = function(self.x)
 
     def __call__(self, x: Tensor) -> Tensor:

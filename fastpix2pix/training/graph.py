@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import Train
 from ..console import say
+from ..device import capturing
 from ..errors import EnvironmentFailed, InputError
 
 WARM_UP = 3  # real steps run eagerly first: libraries choose their algorithms, kernels are compiled
@@ -89,8 +90,7 @@ class GraphedBody:
 
     def _try_capture(self, x: Tensor, y: Tensor) -> None:
         try:
-            with torch.cuda.stream(torch.cuda.current_stream()):  # torch leaves its own current where the end raises
-                self._capture(x, y)
+            self._capture(x, y)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             if self.required:
@@ -99,11 +99,11 @@ class GraphedBody:
             say(f"step: explicit, eagerly from here on (the capture as a CUDA graph broke off: {reason})")
 
     def _capture(self, x: Tensor, y: Tensor) -> None:
-        """Record the step without running it. `thread_local`: loader threads call CUDA meanwhile."""
+        """Record the step without running it."""
         self.x, self.y = x.clone(), y.clone()
         gc.collect()  # graphs that are no longer used are not to be destroyed meanwhile
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        with capturing(graph, self.stream):
             self.losses = self.body(self.x, self.y, 0)
         self.graph = graph  # a capture that broke off leaves none

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..device import capturing
 from .verdicts import out_of_memory
 
 _REPEATS = 10  # of the work in one graph
@@ -67,8 +68,7 @@ def _graph_ms(run: Callable[[], object], device: torch.device) -> float:
         run()  # libraries choose their algorithms, kernels are compiled
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    here = torch.cuda.stream(torch.cuda.current_stream(device))  # torch leaves its own current where the end raises
-    with here, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with capturing(graph, stream):
         for _ in range(_REPEATS):
             run()
     graph.replay()

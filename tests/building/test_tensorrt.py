@@ -105,7 +105,8 @@ def test_capabilities_are_those_of_the_binding():
 
 
 def test_which_target_runs_on_a_gpu():
-    assert target_for("sm80") == "tensorrt-rtx"
+    assert target_for("sm86") == "tensorrt-rtx"
+    assert target_for("sm80") == "tensorrt-rtx" if missing("tensorrt") else "tensorrt"
     if missing("tensorrt"):
         with pytest.raises(EnvironmentFailed, match="does not know sm90; TensorRT is not installed; pip install"):
             target_for("sm90")

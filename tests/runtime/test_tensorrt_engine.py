@@ -12,8 +12,8 @@ from fastpix2pix.config import Form, Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
-from fastpix2pix.runtime import tensorrt_engine
-from fastpix2pix.runtime.plan import Machine, read_plan, sidecar, update_plan, write_plan
+from fastpix2pix.runtime import load, tensorrt_engine
+from fastpix2pix.runtime.plan import Machine, kernels, read_plan, sidecar, update_plan, write_plan
 from fastpix2pix.runtime.tensorrt_engine import TensorRTEngine, not_supported_reasons
 from fastpix2pix.runtime.tensorrt_library import library, missing, target_for
 
@@ -83,17 +83,29 @@ class StandIn:
     """The library's API as far as calls and captures go: a context that got a shape must run once before a capture."""
 
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
 
     def __init__(self):
         self.contexts, self.capturing, self.broken, self.replays = [], False, "", []
+        self.kernels = b"kernels of this GPU"  # of TensorRT-RTX
 
     def Runtime(self, logger):
         return SimpleNamespace(deserialize_cuda_engine=lambda data: self)
 
     device_memory_size_v2 = 16
 
-    def create_execution_context(self, strategy):
-        assert strategy == "user managed"
+    def create_runtime_config(self):
+        """TensorRT-RTX's, which is what a context is made with there."""
+        cache = SimpleNamespace(deserialize=lambda data: data == self.kernels, serialize=lambda: self.kernels)
+        return SimpleNamespace(
+            set_execution_context_allocation_strategy=lambda strategy: None,
+            create_runtime_cache=lambda: cache,
+            set_runtime_cache=lambda cache: None,
+        )
+
+    def create_execution_context(self, config):
+        assert config == "user managed" or config.cuda_graph_strategy == "disabled"
         self.contexts.append(StandInContext(self))
         return self.contexts[-1]
 
@@ -142,7 +154,7 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorrt_engine, "not_supported_reasons", lambda target, device: [])
     monkeypatch.setattr(tensorrt_engine, "library", lambda target: library)
     monkeypatch.setattr(tensorrt_engine, "machine", lambda library, device: Machine("10", "sm80", "a GPU"))
-    stream = SimpleNamespace(cuda_stream=1, wait_stream=lambda other: None, synchronize=lambda: None)
+    stream = SimpleNamespace(cuda_stream=1, device="cpu", wait_stream=lambda other: None, synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
@@ -183,6 +195,29 @@ def test_after_a_capture_that_broke_off_all_calls_are_uncaptured(stand_in, capsy
     assert sum(context.ran.count("captured") for context in api.contexts) == 1
     assert sum(context.ran.count("called") for context in api.contexts) == 14
     assert capsys.readouterr().err.count("called without a CUDA graph (the capture broke off: not permitted)") == 1
+
+
+def test_what_tensorrt_rtx_compiles_is_kept_and_made_anew_where_it_is_refused(stand_in, monkeypatch):
+    engine, api = stand_in
+    path, timed = engine.path, {"ms": 1.0, "runs": 1, "batch": 1, "size": [32, 32], "gpu": "a GPU"}
+    monkeypatch.setattr(tensorrt_engine, "latency", lambda *arguments: timed)
+    update_plan(path, read_plan(path), target="tensorrt-rtx", latency=timed)  # as `build` leaves it: no kernels
+    for _ in range(2):  # the second finds them
+        assert not load._open_plan(path, "cpu")[0].compiles
+        assert kernels(path).read_bytes() == b"kernels of this GPU"
+    assert not TensorRTEngine(path, "cpu").compiles
+    api.kernels = b"kernels of another driver"
+    assert TensorRTEngine(path, "cpu").compiles
+    load._open_plan(path, "cpu")
+    assert kernels(path).read_bytes() == b"kernels of another driver"
+
+
+def test_an_engine_of_one_size_says_it(stand_in, monkeypatch):
+    engine, _ = stand_in
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    assert engine.describe()["size"] is None
+    engine.plan = dataclasses.replace(engine.plan, sizes=((32, 64),))
+    assert engine.describe()["size"] == [32, 64]
 
 
 @pytest.mark.gpu
