@@ -1,7 +1,7 @@
 """Compile the kernels of the checks ahead, in several processes that fill Triton's cache: one alone would need minutes.
 
-python -m bench.precompile cuda 0 8     the first of eight shares; parent: `run`
 TRITON_CACHE_DIR=DIR python -m bench.precompile sm_90    without a GPU, all that one of that capability will need
+python -m bench.precompile sm_90 100    what single checks and steps launch, in 100 seconds at most; parent: `run`
 
 DIR then serves on another machine, at the same path, with the same versions of Triton and Python; of what is in it,
 *.json, *.cubin and *.so are enough.
@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,48 +42,37 @@ from fastpix2pix.tuning.products import Ways
 
 from .devices import ROOT, Setting, setting
 from .frame_rates import SIZES
-from .kernel_cases import DTYPES, Case, cases
+from .kernel_cases import DTYPES, cases
 from .report import LONGEST, Report, Skipped, Values
 
-MEMORY_GIB = 4  # that one process may take on the device: a context and one case at batch 16
+SECONDS = 100.0  # at most, of a budget; of a small one SHARE
+SHARE = 0.25
+USERS = ("kernels", "gradients", "steps", "curves")  # parts that launch what is compiled
+DAY = 86400.0  # seconds: time enough for everything
+ALL, CHECKS = "", "-checks"  # ends of the names of marks
 CPU = torch.device("cpu")  # of fake tensors
 
 
 def run(report: Report, at: Setting) -> None:
-    """Start the processes and wait for them, for at most half of the time that the kernels have."""
-    if at.device.type == "cuda":
-        seconds = report.left("kernels") / 2
-        report.run("kernels", "compiled ahead", lambda: _processes(at, seconds), longest=seconds + LONGEST)
+    """Compile what single checks and steps launch, once for all parts: they share out what is left of the budget."""
+    part = next((part for part in report.shares if part in USERS), None)
+    if at.device.type != "cuda" or part is None or report.goes_on:  # the process before this one had its time for it
+        return
+    seconds = min(SECONDS, SHARE * report.budget)
+    check = partial(_in_time, at, seconds)  # not required: whoever launches a kernel compiles it
+    report.run(part, "compiled ahead", check, longest=seconds + LONGEST, required=False)
+    report.share_out()
 
 
-def share(at: Setting, number: int, of: int) -> list[Case]:
-    """Every `of`-th case of the smaller batch sizes: between them they use nearly every kernel."""
-    smaller = at.batches[:2]
-    every = [case for dtype in DTYPES for batch in smaller for case in cases(at, batch, dtype)]
-    return every[number::of]
-
-
-def _processes(at: Setting, seconds: float) -> Values:
+def _in_time(at: Setting, seconds: float) -> Values:
+    """By a process that never uses the GPU, so that it can fork."""
     major, minor = torch.cuda.get_device_capability(at.device)
-    if _mark(10 * major + minor).is_file():
-        raise Skipped(f"all were compiled before: {_mark(10 * major + minor)}")
-    memory = torch.cuda.get_device_properties(at.device).total_memory >> 30
-    count = max(1, min(8, (os.cpu_count() or 1) // 2, memory // MEMORY_GIB // 2))
-    command = [sys.executable, "-m", "bench.precompile", str(at.device)]
-    end = time.monotonic() + seconds
-    started = [
-        subprocess.Popen([*command, str(i), str(count)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for i in range(count)
-    ]
-    ended = 0
-    for process in started:
-        try:
-            process.wait(max(0.0, end - time.monotonic()))
-            ended += 1
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    return {"processes": count, "ended in time": ended}
+    for which in (ALL, CHECKS):
+        if (mark := _mark(10 * major + minor, which)).is_file():
+            raise Skipped(f"all were compiled before: {mark}")
+    command = [sys.executable, "-m", "bench.precompile", f"sm_{major}{minor}", f"{seconds:.0f}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return {"all": done.returncode == 0, "said": [*done.stderr.splitlines(), *done.stdout.splitlines()][-8:]}
 
 
 # ---- what will be launched, recorded on fake tensors
@@ -127,11 +117,11 @@ def _of_steps(config: Train, ways: Sequence[Mapping[Key, Plans]]) -> Iterator[La
         yield from tape
 
 
-def case_launches(at: Setting) -> Iterator[Launch]:
-    """Of the checks of single kernels, as far as fake tensors lead: to where numbers are compared."""
+def case_launches(at: Setting, number: int = 0, of: int = 1) -> Iterator[Launch]:
+    """Of every `of`-th check of single kernels, as far as fake tensors lead: to where numbers are compared."""
     for batch in at.batches:
         for dtype in DTYPES:
-            for _, function in cases(at, batch, dtype):
+            for _, function in list(cases(at, batch, dtype))[number::of]:
                 fake = FakeTensorMode(allow_non_fake_inputs=True)
                 with contextlib.suppress(Exception), fake, recorded(run=False) as tape:
                     function()
@@ -209,54 +199,71 @@ def _without_gpu(capability: int) -> None:
     triton.runtime.driver.set_active(NoGpu(capability))
 
 
-def _mark(capability: int) -> Path:
-    """The file in Triton's cache that says that all kernels of this source have been compiled."""
+def _mark(capability: int, which: str) -> Path:
+    """The file in Triton's cache that says that these kernels of this source have been compiled."""
     import triton
 
     found = machine(CPU)
-    return Path(triton.knobs.cache.dir) / f"sm_{capability}-{found['triton']}-{found['kernels']}"
+    return Path(triton.knobs.cache.dir) / f"sm_{capability}-{found['triton']}-{found['kernels']}{which}"
 
 
-def ahead(device: str) -> int:
-    """Everything, in as many processes as there are processors; 0 where all of it could be compiled."""
-    count = os.cpu_count() or 1
-    command = [sys.executable, "-m", "bench.precompile", device]
-    started = [subprocess.Popen([*command, str(i), str(count)], cwd=ROOT) for i in range(count)]
-    codes = [process.wait() for process in started]
-    if any(codes):
+def ahead(capability: int, which: str, seconds: float) -> int:
+    """All or the checks' kernels, in as many processes as there are processors; 0 where all could be compiled in time.
+
+    Launches are recorded once, and forked with. Only those of single checks, which take a minute to record, are
+    recorded by the processes that compile them.
+    """
+    end, count = time.monotonic() + seconds, os.cpu_count() or 1
+    at, context = setting(CPU, small=False), get_context("fork")
+    torch.set_num_threads(1)  # threads would be missing after a fork, and so would CUDA's, which fake tensors look for
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    overlaps = (False, True) if capability >= OVERLAP else (False,)
+    kinds = [step_launches(at)]
+    if which == ALL:
+        kinds += [trial_launches(at), engine_launches(at, overlaps)]
+    started = []
+
+    def start(shares: Iterable[Iterable[Launch]], nice: int = 0) -> None:
+        for share in shares:
+            started.append(context.Process(target=_compile, args=(share, capability, nice), daemon=True))
+            started[-1].start()
+
+    start((case_launches(at, number, count) for number in range(count)), nice=10)  # what follows is wanted more
+    known: list[Launch] = []
+    for kind in kinds:
+        every = distinct([*known, *kind])
+        new, known = every[len(known) :], every
+        start(new[number::count] for number in range(count))
+    for process in started:
+        process.join(max(0.0, end - time.monotonic()))
+    codes = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    late, wrong = codes.count(None), sum(code not in (0, None) for code in codes)
+    print(f"{count} processors, {len(codes)} shares: {late} not through in time, {wrong} that failed", flush=True)
+    if late or wrong:
         return 1
-    _mark(int(device[3:])).touch()
+    _mark(capability, which).touch()
     return 0
 
 
-def ahead_share(capability: int, number: int, of: int) -> int:
-    """Every `of`-th launch; 1 where one could not be compiled."""
-    at = setting(CPU, small=False)
-    engines = partial(engine_launches, overlaps=(False, True) if capability >= OVERLAP else (False,))
-    kinds = step_launches, trial_launches, engines, case_launches
-    mine = distinct(launch for kind in kinds for launch in kind(at))[number::of]
+def _compile(launches: Iterable[Launch], capability: int, nice: int) -> None:
+    """A process: exit code 1 where one could not be compiled."""
+    os.nice(nice)
+    mine, failed = distinct(launches), 0
     _without_gpu(capability)
-    failed = 0
     for launch in mine:
         try:
             compile_launch(launch)
         except Exception as error:
             failed = 1
             print(f"{launch.kernel} {dict(launch.options)}: {type(error).__name__}: {str(error)[:300]}", flush=True)
-    print(f"{len(mine)} kernels of share {number} of {of}", flush=True)
-    return failed
+    sys.exit(failed)
 
 
-def main(device: str, number: str = "", of: str = "1") -> int:
-    if device.startswith("sm_"):
-        return ahead_share(int(device[3:]), int(number), int(of)) if number else ahead(device)
-    for launch in distinct(step_launches(setting(CPU, False)))[int(number) :: int(of)]:
-        with contextlib.suppress(Exception):  # the check itself, in the parent, will tell
-            compile_launch(launch)
-    for _, function in share(setting(torch.device(device), False), int(number), int(of)):
-        with contextlib.suppress(Exception):
-            function()
-    return 0
+def main(device: str, seconds: str = "") -> int:
+    capability = int(device.removeprefix("sm_"))
+    return ahead(capability, CHECKS, float(seconds)) if seconds else ahead(capability, ALL, DAY)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from fastpix2pix.errors import CheckFailed
 from fastpix2pix.files import write_text
 
 Values = dict[str, Any]
-LONGEST = 180.0  # seconds for a row, beside twice what it is known to need
+LONGEST = 180.0  # seconds for a row, beside twice what it is known to need, or since a kernel was compiled in it
 
 
 class Skipped(Exception):
@@ -58,17 +60,14 @@ class Report:
     def __init__(
         self, path: Path, facts: Values, budget: float, shares: dict[str, float], goes_on: bool = False
     ) -> None:
-        self.path, self.facts, self.budget = path, facts, budget
+        self.path, self.facts, self.budget, self.shares, self.goes_on = path, facts, budget, shares, goes_on
         self.start = time.monotonic()
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if goes_on else self._kept(set(shares))
         self.rows = [Row(row) for row in rows]
         self.lost = ""  # the row after which this process can do nothing more with the GPU
         self.running: Running | None = None
-        total, done = sum(shares.values()), 0.0
-        self.deadlines = {}
-        for part, share in shares.items():
-            done += share
-            self.deadlines[part] = budget * done / total
+        self.compiled = -math.inf  # when this process last compiled a kernel, as time.monotonic() has it
+        self.share_out()
         self.save()
 
     def _kept(self, parts: set[str]) -> list[Values]:
@@ -85,6 +84,13 @@ class Report:
         rows = ",".join(row.text for row in self.rows)
         head = json.dumps({"facts": self.facts, "budget_s": self.budget, "rows": []}, indent=1).removesuffix("]\n}")
         write_text(self.path, head + (rows and f"{rows}\n ") + "]\n}\n")
+
+    def share_out(self) -> None:
+        """Divide what is left of the budget among the parts by their shares."""
+        spent, total = time.monotonic() - self.start, sum(self.shares.values())
+        ends = accumulate(self.shares.values())
+        left = self.budget - spent
+        self.deadlines = {part: spent + left * end / total for part, end in zip(self.shares, ends, strict=True)}
 
     def left(self, part: str) -> float:
         """Seconds that `part` still has."""
@@ -107,20 +113,24 @@ class Report:
         function: Callable[[], Values],
         *,
         needs: float = 0.0,
+        leaving: float = 0.0,
         longest: float = LONGEST,
         required: bool = True,
     ) -> bool:
         """Add the row of what `function` returns; True where that is "ok".
 
-        `needs`: seconds it is known to take; beyond `longest` it hangs. Wrong numbers and, where `required`, any error
-        are "failed"; an error of a row that is not required (a competitor's) is "skipped" with its text.
+        `needs`: seconds it is known to take; `leaving`: that have to be left then, for what would be worth nothing
+        without it or is wanted more. Beyond `longest` it hangs. Wrong numbers and, where `required`, any error are
+        "failed"; an error of a row that is not required (a competitor's) is "skipped" with its text.
         """
         if self.lost:
             self.add(part, row, "skipped", f"the CUDA context was lost in {self.lost}")
             return False
-        if (left := self.left(part)) <= needs:
-            what = f"{max(left, 0):.0f} s left for {part} of a budget of {self.budget:g} s"
-            self.add(part, row, "skipped", f"budget: {what}" + (f"; this needs about {needs:.0f} s" if needs else ""))
+        if (left := self.left(part)) <= needs + leaving:
+            what = f"budget: {max(left, 0):.0f} s left for {part} of a budget of {self.budget:g} s"
+            what += f"; this needs about {needs:.0f} s" if needs else ""
+            what += f"; {leaving:.0f} s are for what comes after it" if leaving else ""
+            self.add(part, row, "skipped", what)
             return False
         start = time.monotonic()
         self.running = Running(part, row, start + longest + 2 * needs)

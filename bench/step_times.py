@@ -1,5 +1,9 @@
 """Milliseconds per training step: the explicit step and its competitors, in turns in one process.
 
+The figures wanted most come first: the ends of the batch sizes; at each what is built in seconds, which is timed before
+torch.compile is begun, and again beside it; then, where that leaves the next batch size its time, the rest. Whatever is
+not timed says why in a row of its name.
+
 Nothing is timed before a twin without dropout has agreed with the plain fp32 step: losses of the first step, the
 weights' change in it, and the losses after a few steps, when a CUDA graph is being replayed.
 """
@@ -28,7 +32,10 @@ from .training_checks import explicit, modules, relative
 
 PART = "steps"
 COMPARED = "fp32 and autocast to compare with"
-A_BATCH = 35.0  # seconds for a batch size without torch.compile
+# Seconds, on the slowest machine seen:
+A_BATCH = 45.0  # of a batch size: to find what is right, to check and time what is built in seconds
+TIMING = 20.0  # to time all of a batch size
+COMPILING, AGAIN = 75.0, 40.0  # a step under torch.compile; where another at that batch size has filled the caches
 CHECKED = WARM_UP + 2  # steps: the last two of a graphed one are replays
 FACTOR = 3.0  # relative errors allowed, in errors of autocast, beside these:
 FLOORS = {"first": 0.01, "update": 0.05, "later": 0.05}
@@ -44,6 +51,7 @@ class Entry:
     build: Callable[..., State]  # (**options of train_config)
     twin: bool = True  # whether a twin without dropout is built for the check; compiling twice takes minutes
     needs: float = 0.0  # seconds to build and check
+    again: float = 0.0  # the same where another that takes long was built before it
     required: bool = False  # ours: an error is a failure
     nchw: bool = False
     levels: bool = False  # takes batches as loaders give them: uint8
@@ -59,8 +67,8 @@ class Entry:
         return [(x.contiguous(), y.contiguous()) for x, y in pairs] if self.nchw else pairs
 
 
-def entries(at: Setting, batch: int) -> list[Entry]:
-    """All competitors, the slow to build last."""
+def entries(at: Setting, batch: int) -> list[list[Entry]]:
+    """All competitors in the order they are wanted; each list is timed together with those before it."""
     fp32, bf16 = {"precision": "fp32", "step": "modules"}, {"precision": "bf16", "step": "modules"}
     device, backend = at.device, at.compile_backend
 
@@ -78,31 +86,28 @@ def entries(at: Setting, batch: int) -> list[Entry]:
         except EnvironmentFailed as error:
             raise Skipped(str(error)) from None
 
-    first, again = (75.0, 40.0) if backend == "inductor" else (0.0, 0.0)  # seconds to compile; then from a cache
+    our = partial(Entry, required=True, levels=True)
+    first, again = (COMPILING, AGAIN) if backend == "inductor" else (0.0, 0.0)
+    under_compile = partial(Entry, twin=False, needs=first, again=again)
     return [
-        Entry("eager fp32 nchw, losses read", partial(standard, True), nchw=True),
-        Entry("eager fp32 nchw", partial(standard, False), nchw=True),
-        Entry("eager bf16 autocast nhwc", partial(modules, at, batch, "bf16")),
-        Entry("explicit bf16 reference", partial(ours, "reference", "off"), required=True, levels=True),
-        Entry("explicit bf16 triton", partial(ours, "triton", "off"), required=True, levels=True, triton=True),
-        Entry("explicit bf16 triton graph", partial(ours, "triton", "on"), required=True, levels=True, triton=True),
-        Entry(
-            "explicit bf16 own convolutions graph",
-            partial(ours, "triton", "on", True),
-            required=True,
-            levels=True,
-            triton=True,
-            own=True,
-        ),
-        Entry("torch.compile bf16 nhwc", partial(compiled, CompiledStep), twin=False, needs=first),
-        Entry(
-            "torch.compile bf16 nhwc, whole-step graph", partial(compiled, CompiledGraphStep), twin=False, needs=again
-        ),
+        [
+            our("explicit bf16 triton graph", partial(ours, "triton", "on"), triton=True),
+            our("explicit bf16 own convolutions graph", partial(ours, "triton", "on", True), triton=True, own=True),
+            Entry("eager fp32 nchw", partial(standard, False), nchw=True),
+            Entry("eager bf16 autocast nhwc", partial(modules, at, batch, "bf16")),
+        ],
+        [under_compile("torch.compile bf16 nhwc", partial(compiled, CompiledStep))],
+        [
+            under_compile("torch.compile bf16 nhwc, whole-step graph", partial(compiled, CompiledGraphStep)),
+            our("explicit bf16 triton", partial(ours, "triton", "off"), triton=True),
+            our("explicit bf16 reference", partial(ours, "reference", "off")),
+            Entry("eager fp32 nchw, losses read", partial(standard, True), nchw=True),
+        ],
     ]
 
 
 def run(report: Report, at: Setting) -> None:
-    """Check, then time, batch size by batch size."""
+    """Check and time, batch size by batch size."""
     wrong = [(row["row"], _of_own_convolutions(row)) for row in report.failures() if _concerns_timing(row)]
     first, *others = at.batches
     order = (first, *reversed(others))  # the ends first: they have targets
@@ -110,9 +115,15 @@ def run(report: Report, at: Setting) -> None:
         if report.lost:
             return
         if _to_do(report, batch):
-            _run_batch(report, at, batch, wrong, A_BATCH * (len(order) - number - 1))
+            # the last list of a batch size leaves the next one time for its first two
+            compiling = COMPILING if at.compile_backend == "inductor" else 0.0
+            reserve = A_BATCH + compiling + TIMING if number + 1 < len(order) else 0.0
+            _run_batch(report, at, batch, wrong, reserve)
             torch._dynamo.reset()
             release(at)
+    if not report.lost:
+        for batch in order:
+            _name_untimed(report, at, batch)
 
 
 def _to_do(report: Report, batch: int) -> bool:
@@ -120,7 +131,7 @@ def _to_do(report: Report, batch: int) -> bool:
     record."""
     rows = report.of(PART, f"batch {batch} ")
     failed = [row["row"] for row in rows if row["status"] == "failed"]
-    if f"batch {batch} {COMPARED}" in failed or any(row["row"] == f"batch {batch} timing" for row in rows):
+    if f"batch {batch} {COMPARED}" in failed or _timed(report, batch):
         return False
     report.rows = [row for row in report.rows if row not in rows or row["row"] in failed]
     return True
@@ -138,29 +149,52 @@ def _of_own_convolutions(row: Values) -> bool:
 
 
 def _run_batch(report: Report, at: Setting, batch: int, wrong: list[tuple[str, bool]], reserve: float) -> None:
-    """reserve: seconds that the batch sizes to come need; what takes minutes to build leaves them."""
+    """reserve: seconds that the batch size to come needs; the last list of competitors leaves them."""
     truth = Truth(at, batch)
-    if not report.run(PART, f"batch {batch} {COMPARED}", truth.find):
+    if not report.run(PART, f"batch {batch} {COMPARED}", truth.find, leaving=A_BATCH):
         return
     ready: dict[str, Entry] = {}
-    for entry in entries(at, batch):
+    *wanted, rest = entries(at, batch)
+    for group, left_over in [*((group, 0.0) for group in wanted), (rest, reserve)]:
+        before = len(ready)
+        for entry in group:
+            row = f"batch {batch} {entry.name}"
+            if any(old["row"] == f"{row}: check" for old in report.failures()):  # in the process before this one
+                continue
+            concerned = [text for text, own in wrong if entry.own or not own] if entry.triton else []
+            if concerned:
+                report.add(PART, row, "skipped", f"not timed: {len(concerned)} checks failed, the first {concerned[0]}")
+                continue
+            needs = entry.again if any(other.needs for other in ready.values()) else entry.needs
+            check, leaving = partial(truth.check, entry), TIMING + left_over
+            if report.run(PART, f"{row}: check", check, needs=needs, leaving=leaving, required=entry.required):
+                ready[row] = entry
+            if report.lost and not _timed(report, batch):  # all of it is done again
+                return
+        if len(ready) > before:
+            report.run(PART, _timing(batch), lambda: _time(report, at, batch, ready))
+
+
+def _timing(batch: int) -> str:
+    return f"batch {batch} timing"
+
+
+def _timed(report: Report, batch: int) -> bool:
+    """Whether timing was tried. Then a process that goes on for one that lost the GPU does not begin it again."""
+    return any(row["row"] == _timing(batch) for row in report.of(PART))
+
+
+def _name_untimed(report: Report, at: Setting, batch: int) -> None:
+    """A row for each competitor that has neither a time nor a reason."""
+    rows = {row["row"]: row for row in report.of(PART, f"batch {batch} ")}
+    stopped = [row for row in rows.values() if row["status"] != "ok"]
+    for entry in itertools.chain(*entries(at, batch)):
         row = f"batch {batch} {entry.name}"
-        if report.lost:
-            return
-        if any(old["row"] == f"{row}: check" for old in report.failures()):  # in the process before this one
-            continue
-        concerned = [text for text, own in wrong if entry.own or not own] if entry.triton else []
-        if concerned:
-            report.add(PART, row, "skipped", f"not timed: {len(concerned)} checks failed, the first {concerned[0]}")
-            continue
-        needs = entry.needs + (reserve if entry.needs else 0.0)
-        if report.run(PART, f"{row}: check", partial(truth.check, entry), needs=needs, required=entry.required):
-            ready[row] = entry
-    if report.lost:
-        return
-    if not ready or not report.run(PART, f"batch {batch} timing", lambda: _time(report, at, batch, ready)):
-        for row in ready:
-            report.add(PART, row, "skipped", "not timed: see the row of the timing")
+        check = rows.get(f"{row}: check")
+        if row not in rows and (check is None or check["status"] == "ok"):
+            what = "not reached" if check is None else "checked, not timed"
+            why = f"; {stopped[-1]['row']}: {stopped[-1]['reason']}" if stopped else ""
+            report.add(PART, row, "skipped", what + why)
 
 
 class Truth:
@@ -230,7 +264,8 @@ def _weights(state: State) -> Tensor:
 
 
 def _time(report: Report, at: Setting, batch: int, ready: dict[str, Entry]) -> Values:
-    """Interleaved rounds over all that passed; one row each."""
+    """Interleaved rounds over all that are ready; a row each, a time in place of an older one. What could not be timed
+    is ready no more."""
     config = at.config(batch)
     levels = synthetic_levels(config, 8 if batch < 64 else 3, at.device, seed=7)  # never one cached input
     last: dict[str, Tensor] = {}
@@ -249,12 +284,16 @@ def _time(report: Report, at: Setting, batch: int, ready: dict[str, Entry]) -> V
     runs: dict[str, Run] = {row: stepper(row, entry) for row, entry in ready.items()}
     times = interleaved(runs, at.device, at.rounds, at.sample_s)
     best = [t.median for row, t in times.items() if isinstance(t, Timing) and ready[row].name == "eager fp32 nchw"]
+    right = {row for row, timing in times.items() if isinstance(timing, Timing) and last[row].isfinite().all()}
+    report.rows = [row for row in report.rows if row["part"] != PART or row["row"] not in {*right, _timing(batch)}]
     for row, timing in times.items():
         entry = ready[row]
         if not isinstance(timing, Timing):
+            del ready[row]
             text = f"{type(timing).__name__}: {' '.join(str(timing).split())[:600]}"
             report.add(PART, row, "failed" if entry.required else "skipped", text)
-        elif not last[row].isfinite().all():
+        elif row not in right:
+            del ready[row]
             report.add(PART, row, "failed", f"not timed: the losses after it are {last[row].tolist()}")
         else:
             values: Values = {

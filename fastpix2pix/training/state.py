@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from ..config import Train
 from ..device import resolve_precision
 from ..model import PatchGAN, Unet
-from ..model.layers import init_weights
+from ..model.layers import Net, init_weights
 from .pool import ImagePool
 from .processes import ALONE, Group
 
@@ -28,10 +30,10 @@ class State(ABC):
         # the modules' dropout, another in every process; the weights have a generator of their own
         torch.manual_seed(config.seed + group.rank)
         draws = torch.Generator().manual_seed(config.seed)
-        self.generator = init_weights(Unet(config.generator), draws).to(device).train()
+        self.generator = _initial(partial(Unet, config.generator), draws).to(device)
         self.discriminator: PatchGAN | None = None
         if config.adversarial:
-            self.discriminator = init_weights(PatchGAN(config.discriminator()), draws).to(device).train()
+            self.discriminator = _initial(partial(PatchGAN, config.discriminator()), draws).to(device)
         for net in filter(None, (self.generator, self.discriminator)):
             group.broadcast(net.state_dict().values())  # equal already, by the seed: to be sure
         self.average: Unet | None = None  # exponential moving average of the generator
@@ -80,3 +82,11 @@ class State(ABC):
             torch._foreach_lerp_(mine, theirs, 1 - self.config.ema)
             for kept, new in zip(self.average.buffers(), self.generator.buffers(), strict=True):
                 kept.copy_(new)
+
+
+def _initial(build: Callable[[], Net], draws: torch.Generator) -> Net:
+    """A network in training mode with pix2pix's initial weights, on the CPU. Torch's own, which would be overwritten,
+    take longer than all the rest: so it is built without memory first."""
+    with torch.device("meta"):
+        net = build()
+    return init_weights(net.to_empty(device="cpu"), draws)

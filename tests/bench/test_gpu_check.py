@@ -5,15 +5,18 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import gpu_check, precompile
+from bench import report as report_module
 from bench.compare import Poisoned
 from bench.devices import prepare, result_path, setting, synthetic_levels, synthetic_pairs
 from bench.gpu_check import PARTS, SHOWN, _go_on, _options, _parts, _summary, _watch
-from bench.precompile import case_launches, distinct, engine_launches, share, step_launches, trial_launches
+from bench.precompile import case_launches, distinct, engine_launches, step_launches, trial_launches
 from bench.report import Mismatch, Report, Running, Skipped
 from bench.step_times import _to_do
 from bench.timing import Timing, interleaved
@@ -315,6 +318,61 @@ def test_row_that_hangs_is_left_behind(tmp_path):
     assert left == ["steps"] and hangs.failures()[0]["row"] == "batch 1 triton"
 
 
+def test_row_that_compiles_does_not_hang(tmp_path, monkeypatch):
+    """Every kernel that Triton compiles is told to the report."""
+    compiles, seconds = report(tmp_path / "r.json"), []
+    compiles.running = Running("steps", "batch 1 own convolutions", 0.0)
+
+    def sleep(of):
+        seconds.append(of)
+        if len(seconds) == 3:
+            raise Replaced
+
+    listener = triton.knobs.compilation.listener
+    gpu_check._notice_compiling(compiles)
+    triton.knobs.compilation.listener(src=None, metadata={}, metadata_group={}, times=None, cache_hit=False)
+    triton.knobs.compilation.listener = listener
+    monkeypatch.setattr("time.sleep", sleep)
+    with pytest.raises(Replaced):
+        _watch(compiles, lambda part: pytest.fail("left behind"))
+    assert len(seconds) == 3 and not compiles.rows
+
+
+class Clock:
+    """Stands for the module `time` in a report."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_compiling_ahead_has_a_limit_of_its_own_and_takes_from_every_part(tmp_path, monkeypatch):
+    clock, given = Clock(), []
+    monkeypatch.setattr(report_module, "time", clock)
+
+    def in_time(at, seconds):
+        given.append(seconds)
+        clock.now += seconds
+        return {"all": False}
+
+    monkeypatch.setattr(precompile, "_in_time", in_time)
+    at = setting(CPU, small=True)._replace(device=torch.device("cuda"))
+    for budget, seconds in ((480.0, 100.0), (200.0, 50.0)):
+        clock.now = 0.0
+        fresh = Report(tmp_path / "r.json", FACTS, budget, {"kernels": 1.0, "steps": 3.0})
+        precompile.run(fresh, at)
+        (row,) = fresh.rows
+        assert row["part"] == "kernels" and row["status"] == "ok" and row["seconds"] == seconds == given[-1]
+        assert fresh.left("kernels") == (budget - seconds) / 4 and fresh.left("steps") == budget - seconds
+    steps = Report(tmp_path / "r.json", FACTS, 480.0, {"steps": 1.0})  # on another day, maybe on another machine
+    precompile.run(steps, at)
+    assert len(steps.of("kernels")) == len(steps.of("steps")) == 1
+    precompile.run(Report(tmp_path / "r.json", FACTS, 480.0, {"steps": 1.0}, goes_on=True), at)
+    precompile.run(Report(tmp_path / "r.json", FACTS, 480.0, {"frames": 1.0}), at)
+    assert len(given) == 3
+
+
 def test_summary_is_short_and_ends_with_times(tmp_path):
     many = report(tmp_path / "r.json")
     many.add("steps", "batch 1 eager", "ok", ms=2.5, images_per_s=400.0)
@@ -335,10 +393,12 @@ def test_layers_are_those_of_unet_256_and_the_70_pixel_discriminator():
     assert [layer.rows for layer in discriminator[-2:]] == [(16 * 961, 512), (16 * 900, 1)]
 
 
-def test_kernels_are_compiled_ahead_once_each():
+def test_shares_of_the_checks_are_all_of_them():
+    """One check is in the same share at every batch size and in every type: there its kernels are often the same."""
     at = setting(CPU, small=True)
-    whole, parts = share(at, 0, 1), [share(at, number, 3) for number in range(3)]
-    assert len(whole) > 50 and sum(map(len, parts)) == len(whole)
+    whole, parts = list(case_launches(at)), [list(case_launches(at, number, 3)) for number in range(3)]
+    assert len(whole) > 50 and all(parts)
+    assert len(distinct(whole)) == len(distinct(chain(*parts))) and len(whole) == sum(map(len, parts))
 
 
 def test_what_is_compiled_ahead_is_recorded_without_starting_it():
@@ -377,6 +437,37 @@ def test_a_kernel_is_compiled_without_a_gpu_for_the_machine_that_has_one(tmp_pat
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*/_advance_kernel.cubin"))) == 1
     assert list(tmp_path.glob("*/*.so"))
+
+
+AHEAD_OF_CHECKS = """
+import json, time
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from bench import precompile
+from fastpix2pix.kernels.adam import advance
+from fastpix2pix.kernels.dispatch import recorded
+
+with FakeTensorMode(), recorded(run=False) as tape:
+    advance(torch.zeros(3, dtype=torch.int64), torch.zeros((), dtype=torch.int64), 16, impl="triton")
+precompile.case_launches = lambda at, number, of: iter(tape)
+precompile.step_launches = lambda at: iter(tape)
+codes = [precompile.main("sm_90", "300"), precompile._mark(90, precompile.CHECKS).is_file()]
+precompile._compile = lambda *arguments: time.sleep(300)
+began = time.monotonic()
+codes += [precompile.main("sm_90", "1"), time.monotonic() - began < 100]
+print(json.dumps(codes))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or triton is None, reason="Triton's compiler is for Linux")
+def test_compiling_ahead_says_whether_all_was_compiled_in_time(tmp_path):
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", AHEAD_OF_CHECKS], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second, codes = done.stdout.splitlines()
+    assert "0 not through in time, 0 that failed" in first and ": 0 not through" not in second
+    assert json.loads(codes) == [0, True, 1, True]
+    assert len(list(tmp_path.glob("*/_advance_kernel.cubin"))) == 1
 
 
 @pytest.mark.parametrize(
