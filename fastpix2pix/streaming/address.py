@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+
+from PIL import Image
 
 from ..data.images import IMAGE_SUFFIXES
 from ..errors import InputError
@@ -19,6 +23,9 @@ WHITELIST = ",".join((*NETWORK, "tls", "httpproxy", "crypto", "data"))
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv", ".y4m", ".wmv", ".3gp")
 )
+_RAW_JPEG = frozenset((".mjpeg", ".mjpg"))  # videos that begin as a JPEG does
+_FILMS = ("MPEG", "FLI")  # videos that Pillow knows
+_HEIF = b"mif1"  # the brand of AVIF and HEIC, which are MP4 to FFmpeg, in the first bytes
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -47,7 +54,10 @@ def is_url(address: str) -> bool:
 
 
 def source_kind(address: str) -> Kind:
-    """pipe, url, camera, images (a file, or a folder or pattern of them) or video."""
+    """pipe, url, camera, images (a file, or a folder or pattern of them) or video.
+
+    Refuses an image of another kind, which FFmpeg would show as a video of one picture.
+    """
     path = Path(address)
     if address == "-":
         return "pipe"
@@ -57,10 +67,31 @@ def source_kind(address: str) -> Kind:
         return "camera"
     if path.is_dir():
         return "images"
-    if glob.has_magic(address) and not path.exists():
+    if _is_pattern(address):
         suffixes = {Path(found).suffix.lower() for found in glob.glob(address, recursive=True)}
         return "video" if suffixes & VIDEO_SUFFIXES and not suffixes & IMAGE_SUFFIXES else "images"
-    return "images" if path.suffix.lower() in IMAGE_SUFFIXES or not path.exists() else "video"
+    if path.suffix.lower() in IMAGE_SUFFIXES or not path.exists():
+        return "images"
+    if path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES | _RAW_JPEG and _holds_image(path):
+        allowed = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"{address}: not an image file that can be read here; allowed are {allowed}")
+    return "video"
+
+
+def _is_pattern(address: str) -> bool:
+    return glob.has_magic(address) and not Path(address).exists()
+
+
+def _holds_image(path: Path) -> bool:
+    """Whether a file is an image by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            if _HEIF in file.read(64):
+                return True
+        with Image.open(path) as image:
+            return image.format not in _FILMS
+    except Exception:  # Pillow raises nearly every type there is; what the file is then, FFmpeg says
+        return False
 
 
 def expanded(address: str) -> list[str]:
@@ -86,7 +117,12 @@ def sink_kind(address: str) -> Kind:
 
 def is_video(sources: list[str], sink: str) -> bool:
     """Whether this is work for stream.translate, rather than for images one by one."""
-    return any(source_kind(s) != "images" for s in sources) or sink_kind(sink) not in ("folder", "images")
+    if any(source_kind(source) != "images" for source in sources):
+        return True
+    kind = sink_kind(sink)
+    if kind == "video" and Path(sink).suffix.lower() not in VIDEO_SUFFIXES:  # a refusal, of a video or of an image
+        return not all(Path(source).is_file() for source in sources)
+    return kind not in ("folder", "images")
 
 
 def stem(address: str) -> str:
@@ -96,4 +132,8 @@ def stem(address: str) -> str:
     if _URL.match(address):
         parts = urlsplit(address)
         return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{parts.hostname}{Path(parts.path).with_suffix('')}").strip("-.")
-    return Path(address).stem
+    path = Path(address)
+    if _is_pattern(address):  # its folder's
+        path = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+    path = Path(os.path.abspath(path))  # "." has no name
+    return path.name if path.is_dir() else path.stem

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..config import Stream
+from ..device import capturing
 from ..errors import InputError
 from ..runtime import native
 from ..runtime.engine import Engine, TorchEngine
@@ -37,12 +38,15 @@ class DeviceNetwork:
         self._known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # of the slots
         random = engine.modes.noise == "random"
         own_graph = isinstance(engine, TorchEngine) and not random
-        self.engine: Callable[..., int | None] = self._graph if own_graph else self._call
         self.options: dict[str, Any] = {
             "device": str(engine.device),
             "kind": "graph" if own_graph else "call",
             "graph": "off" if random else "auto",
         }
+
+    @property
+    def engine(self) -> Callable[..., int | None]:
+        return self._graph if self.options["kind"] == "graph" else self._call
 
     def _call(self, input: int, output: int, stream: int) -> None:
         """Addresses of a slot's tensors and of a stream."""
@@ -61,7 +65,7 @@ class DeviceNetwork:
                 self._engine.enqueue(x, y, stream)
             stream.synchronize()
             graph = torch.cuda.CUDAGraph(keep_graph=True)
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with capturing(graph, stream):
                 self._engine.enqueue(x, y, stream)
         self._graphs.append((graph, self._engine.fixed_masks()))
         return graph.raw_cuda_graph()

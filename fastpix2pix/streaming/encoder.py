@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +33,13 @@ _LIVE = {"libx264": {"tune": "zerolatency"}, "libx265": {"tune": "zerolatency"},
 # delay_moov keeps the timestamps of sound that begins before 0.
 _PIECES = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
 _IN_PIECES = {".mp4", ".mov", ".m4v"}
+# Pictures are not reordered: across the last piece FFmpeg writes a wrong length then, and .avi and .wmv have no
+# presentation times.
+_IN_ORDER = _IN_PIECES | {".avi", ".wmv"}
+_CONSTANT = {".avi": math.inf, ".y4m": 1}  # of one rate: most periods from a picture to the next
+_OFF = Fraction(1, 4)  # periods that a picture may be off its time at that rate
+_FEWER = Fraction(1, 10)  # of the pictures at that rate that may be missing
+_AUTO = {".webm": "libvpx-vp9", ".y4m": "wrapped_avframe"}  # others: libx264
 _FORMATS = {"rtmp": "flv", "rtmps": "flv", "rtsp": "rtsp", "rtsps": "rtsp", "rtp": "rtp_mpegts"}  # others: mpegts
 _KEYFRAME_SECONDS = 2
 
@@ -40,15 +49,15 @@ class Encoder:
 
     def __init__(self, address: str, options: Stream) -> None:
         self.name, self._address, self._options = shown(address), address, options
-        suffix = Path(address).suffix.lower()
-        self.codec = options.codec if options.codec != "auto" else "libvpx-vp9" if suffix == ".webm" else "libx264"
+        self._suffix = "" if is_url(address) else Path(address).suffix.lower()
+        self.codec = options.codec if options.codec != "auto" else _AUTO.get(self._suffix, "libx264")
         self._format = options.pixel_format or "yuv420p"
         self._check()
         # others are converted by FFmpeg from what the runtime gives
         self.pixels = NATIVE.get(self._format, "rgb")
         self.even = any(word in self._format for word in ("420", "nv12", "422"))
-        self._in_pieces = suffix in _IN_PIECES and not is_url(address)
         self.written = 0
+        self._last, self._phase = 0, Fraction(0)  # at a constant rate: the last picture's number; periods beside it
         self._container: Any = None
 
     def _check(self) -> None:
@@ -61,6 +70,7 @@ class Encoder:
         takes = [format_.name for format_ in codec.video_formats or ()]
         if codec.type != "video" or (takes and self._format not in takes):
             raise InputError(f"pixel_format = {self._format}: {self.codec} takes {', '.join(takes) or 'no pictures'}")
+        self.whole = "yuv444p" if not takes or "yuv444p" in takes else ""
 
     def open(self, media: Media) -> None:
         """Write the header. Raises InputError for what the container does not take, EnvironmentFailed for the disk."""
@@ -71,7 +81,7 @@ class Encoder:
         format_ = _FORMATS.get(urlsplit(self._address).scheme, "mpegts") if url else None
         try:
             timeout = self._options.timeout if url else None
-            options = _PIECES if self._in_pieces else {}
+            options = _PIECES if self._suffix in _IN_PIECES else {}
             self._container = av.open(self._address, "w", format=format_, options=options, timeout=timeout)
             self._add_streams(media)
             self._container.start_encoding()
@@ -91,12 +101,17 @@ class Encoder:
             settings = settings | _LIVE.get(self.codec, {})
         if not self._takes(self.codec):
             raise InputError(f"{self.name}: this container does not take {self.codec}; use .mkv, or another codec")
-        video = self._container.add_stream(self.codec, rate=media.rate, options=settings)
+        rate, self._time_base = media.rate, media.time_base
+        if self._suffix in _CONSTANT:
+            rate, self._time_base = media.grid, 1 / media.grid
+            if abs(media.rate / rate - 1) > _FEWER:
+                raise self._variable(f"{float(media.rate):.4g} a second on average, of {float(rate):.4g}")
+        video = self._container.add_stream(self.codec, rate=rate, options=settings)
         video.width, video.height, video.pix_fmt = media.width, media.height, self._format
         context = video.codec_context
-        context.time_base = media.time_base
-        if self._in_pieces:
-            context.max_b_frames = 0  # FFmpeg writes a wrong length where pictures are reordered across the last piece
+        context.time_base = self._time_base
+        if self._suffix in _IN_ORDER:
+            context.max_b_frames = 0
         context.gop_size = max(1, round(_KEYFRAME_SECONDS * media.rate))
         context.colorspace, context.color_range, context.color_primaries, context.color_trc = media.colour.tags
         if media.aspect:
@@ -128,12 +143,30 @@ class Encoder:
     def write(self, pts: int, duration: int) -> None:
         """Encode what is in the target. Raises EnvironmentFailed where the disk or network fails."""
         frame, tags = self._frame, self._media.colour.tags
+        if self._suffix in _CONSTANT:
+            pts, duration = self._number(pts), 1
         if self.pixels == "rgb":
             frame = frame.reformat(format=self._format, dst_colorspace=tags[0], dst_color_range=tags[1])
             frame.colorspace, frame.color_range = tags[:2]
-        frame.pts, frame.time_base, frame.duration = pts, self._media.time_base, duration
+        frame.pts, frame.time_base, frame.duration = pts, self._time_base, duration
         self._mux(self._video.encode(frame))
         self.written += 1
+
+    def _number(self, pts: int) -> int:
+        """Of a picture at a constant rate. Raises InputError where it has none of its own."""
+        exact = pts * self._media.time_base / self._time_base
+        if not self.written:  # the first decides where between two periods all are
+            self._last, self._phase = round(exact) - 1, exact - round(exact)
+        step = exact - self._phase - self._last
+        if not 1 <= round(step) <= _CONSTANT[self._suffix] or abs(step - round(step)) > _OFF:
+            raise self._variable(f"one at {float(pts * self._media.time_base):.3f} s is not at its time")
+        self._last += round(step)
+        return self._last
+
+    def _variable(self, what: str) -> InputError:
+        return InputError(
+            f"{self.name}: {self._suffix} holds pictures of one rate, and the rate of these varies ({what}); use .mkv"
+        )
 
     def sound(self, packet: Any) -> None:
         """Copy a packet."""

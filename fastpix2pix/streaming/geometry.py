@@ -45,12 +45,16 @@ def fit_into(
 
 
 def check_fixed(geometry: Geometry, source: Size, described: dict[str, Any]) -> None:
-    """Refuse what an engine of one size does not take, before anything is made."""
-    takes = described.get("size")
-    if takes and tuple(takes) != geometry.network:
+    """Refuse what an engine of some sizes does not take, before anything is made."""
+    sizes = described.get("sizes") or [size for size in [described.get("size")] if size]
+    if not sizes:
+        return
+    least, most = sizes[0], sizes[-1]
+    if not all(low <= side <= high for low, side, high in zip(least, geometry.network, most, strict=True)):
+        takes = " to ".join(dict.fromkeys(f"{width}x{height}" for height, width in (least, most)))
         raise InputError(
             f"{geometry.network[1]}x{geometry.network[0]} (width x height, padded) from a source of {source[1]}x"
-            f"{source[0]}: this engine takes {takes[1]}x{takes[0]}; use fit = resize or crop, or build one with "
+            f"{source[0]}: this engine takes {takes}; use fit = resize or crop, or build one with "
             f"size = {geometry.network[0]}x{geometry.network[1]}"
         )
 

@@ -66,6 +66,7 @@ class Media:
     colour: Colour
     time_base: Fraction
     rate: Fraction  # pictures per second, average
+    grid: Fraction  # the lowest rate at which all of them have a time of their own, as FFmpeg guesses it
     aspect: Fraction | None = None  # of one pixel
     frames: int | None = None  # expected
     turned: int = 0  # degrees counterclockwise that made the picture upright

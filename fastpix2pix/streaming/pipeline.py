@@ -58,6 +58,8 @@ class Pipeline:
         self._closed_pipe = False
         self._sounds: deque[Any] = deque()
         self._inside: dict[int, tuple[int, int, Any]] = {}  # number: pts, duration, frame for the preview
+        self._runtime: FrameRuntime | None = None  # while it runs: its memory is the next stream's then
+        self._counted: Any = None  # its figures after that
 
     def run(self, stop: Callable[[], bool]) -> Report:
         """To the end of the source, or until stop. Raises what source, engine or sink raise."""
@@ -101,6 +103,7 @@ class Pipeline:
         finally:
             runtime.close()
             self._guard(lambda _: self.sink.close(), runtime)
+            self._counted, self._runtime = runtime.stats(), None
         if self._failure is not None and not self._closed_pipe:
             raise self._failure
 
@@ -121,8 +124,9 @@ class Pipeline:
         geometry = fit_into(size, o.fit, sides, self._trained, self._engine.multiple, self.sink.even)
         check_fixed(geometry, size, self._engine.describe())
         if geometry.output != geometry.place[2:]:
+            whole = f"; --pixel-format {self.sink.whole} takes any" if self.sink.whole else ""
             say(f"{self.sink.name}: {geometry.output[1]}x{geometry.output[0]}, one more than the odd size: its pixel "
-                "format takes even ones; --pixel-format yuv444p takes any")  # fmt: skip
+                f"format takes even ones{whole}")  # fmt: skip
         if media.turned:
             say(f"{self.source.name}: turned upright by {media.turned} degrees, as players show it")
         return geometry
@@ -142,7 +146,7 @@ class Pipeline:
             depth = _DEPTH if self._options.live else _GPU_DEPTH
         colour: Any = {"matrix": media.colour.matrix, "range": media.colour.range, "layout": layout}
         size = (media.height, media.width)
-        return FrameRuntime(
+        runtime = FrameRuntime(
             InputSpec(media.pixels, size, geometry.network, crop=geometry.crop, place=geometry.place, **colour),
             OutputSpec(out.pixels, geometry.output, geometry.network, region=geometry.region, **colour),
             network,
@@ -151,6 +155,10 @@ class Pipeline:
             depth=depth,
             policy="drop-oldest" if self._options.live else "block",
         )
+        uncaptured, _, why = runtime.describe()["graph"].partition(": ")
+        if uncaptured == "none" and why:
+            say(f"{self.source.name}: every frame is started anew, without a CUDA graph ({why})")
+        return runtime
 
     # ---- the two sides
 
@@ -215,6 +223,11 @@ class Pipeline:
 
     # ---- figures
 
+    def _stats(self) -> Any:
+        """The runtime's, of which others ask while it ends."""
+        runtime = self._runtime
+        return self._counted if runtime is None else runtime.stats()
+
     def expectation(self) -> str | None:
         """How long the whole will take, measured on the first pictures; None where it is short, live or not known."""
         seconds = (self.recent[-1] - self.recent[0]) / (len(self.recent) - 1)
@@ -232,7 +245,7 @@ class Pipeline:
         if len(self.recent) < 2:
             return {"frames": str(self.done)}
         recent = list(self.recent)
-        total = self._runtime.stats()
+        total = self._stats()
         lost = total["frames"]["dropped_oldest"] + total["frames"]["late"]
         return {
             "fps": f"{(len(recent) - 1) / max(1e-6, recent[-1] - recent[0]):.1f}",
@@ -244,7 +257,7 @@ class Pipeline:
 
     def figures(self) -> dict[str, dict[str, float]]:
         """Per stage so far. `total` is from submit to the finished picture; total_s of the runtime's is about."""
-        measured: dict[str, Any] = dict(self._runtime.stats()["latency"])
+        measured: dict[str, Any] = dict(self._stats()["latency"])
         inside = {name: {**one, "total_s": one["count"] * one["p50_ms"] / 1e3} for name, one in measured.items()}
         engine = self._network.timing  # a runtime on CUDA times its own
         return {
@@ -259,7 +272,7 @@ class Pipeline:
         }
 
     def _report(self, stopped: bool) -> Report:
-        counted, seconds = self._runtime.stats()["frames"], self._whole.total
+        counted, seconds = self._stats()["frames"], self._whole.total
         frames = {
             "in": counted["submitted"],
             "out": self.done,

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..config import Infer, Stream
 from ..data.images import IMAGE_SUFFIXES
 from ..errors import InputError
+from ..runtime.sources import list_images
 from . import pyav
 from .address import VIDEO_SUFFIXES, Kind, expanded, is_url, shown, sink_kind, source_kind, stem
 from .encoder import Encoder
@@ -73,20 +74,29 @@ def make_sink(address: str, options: Stream) -> Sink:
 
 
 def _check_outputs(pairs: list[tuple[str, str]], overwrite: bool) -> None:
-    sources = {Path(source).resolve() for source, _ in pairs if not is_url(source) and source != "-"}
+    sources = {place for source, _ in pairs for place in _places(source)}
     seen: dict[str, str] = {}
     for source, sink in pairs:
         if sink in ("-", "null:") or is_url(sink):
             continue
         path = Path(sink)
-        if path.resolve() in sources:
+        folder = path.with_suffix("") if sink.endswith("/") else path
+        if folder.resolve() in sources:
             raise InputError(f"{sink}: is a source itself; choose another sink")
         if sink in seen:
             raise InputError(f"{seen[sink]} and {shown(source)} would both become {sink}; translate them apart")
         seen[sink] = shown(source)
-        folder = path.with_suffix("") if sink.endswith("/") else path
         if folder.exists() and (folder.is_file() or any(folder.iterdir())) and not overwrite:
             raise InputError(f"{folder} exists; use overwrite = True or another sink")
         there = next(p for p in folder.absolute().parents if p.exists())
         if not there.is_dir():
             raise InputError(f"sink {sink}: {there} is a file, not a folder")
+
+
+def _places(source: str) -> set[Path]:
+    """The file that a source is, or the folders of its images."""
+    if is_url(source) or source == "-":
+        return set()
+    if source_kind(source) == "images":
+        return {image.resolve().parent for image in list_images(source)}
+    return {Path(source).resolve()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..config import Stream
 from ..data.images import write_image
-from ..errors import InputError
+from ..errors import EnvironmentFailed, InputError
 from ..files import make_folder
 from .address import VIDEO_SUFFIXES, sink_kind
 from .encoder import Encoder
@@ -25,6 +26,7 @@ class Sink(Protocol):
     name: str  # as shown
     pixels: str  # what the runtime fills: rgb, yuv420, nv12
     even: bool  # takes even sizes only
+    whole: str  # a pixel format of its that takes odd ones too; empty where there is none
 
     def open(self, media: Media) -> None:
         """`media` is of what comes out. Raises InputError, EnvironmentFailed."""
@@ -63,7 +65,7 @@ def sink_of(address: str, options: Stream) -> Sink:
 class Nowhere:
     """For measuring, and for the preview alone."""
 
-    name, pixels, even = "null:", "yuv420", False
+    name, pixels, even, whole = "null:", "yuv420", False, ""
 
     def open(self, media: Media) -> None:
         self._frame = new_frame(media)
@@ -83,7 +85,7 @@ class Nowhere:
 
 
 class FrameFolder(Nowhere):
-    """000000.png, 000001.png, ..."""
+    """000000.png, 000001.png, ... in place of those that are there."""
 
     pixels = "rgb"
 
@@ -92,6 +94,13 @@ class FrameFolder(Nowhere):
 
     def open(self, media: Media) -> None:
         make_folder(self._folder)
+        frame = re.compile(r"\d{6,}" + re.escape(self._suffix))
+        try:
+            for path in self._folder.iterdir():
+                if frame.fullmatch(path.name):
+                    path.unlink()
+        except OSError as error:
+            raise EnvironmentFailed(f"cannot replace the frames in {self.name}: {error.strerror}") from None
         self._picture = np.empty((media.height, media.width, 3), np.uint8)
 
     def target(self) -> Planes:
@@ -105,7 +114,7 @@ class FrameFolder(Nowhere):
 class RawFrames(Nowhere):
     """Frames one after the other on stdout, without any header; BrokenPipeError where the reader went away."""
 
-    name = "stdout"
+    name, whole = "stdout", "rgb24"
 
     def __init__(self, options: Stream) -> None:
         if sys.stdout.isatty():

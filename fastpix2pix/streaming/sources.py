@@ -26,6 +26,8 @@ from .picture import Colour, Media, Picture, colour_of, on_gpu, pixels_of, plane
 from .timeline import Timeline
 
 _HOPELESS = 200  # broken packets in a row that end a source
+# Their packets have the time of decoding only: pts is FFmpeg's guess, wrong where H.264 reorders pictures.
+_WITHOUT_PTS = ("avi", "asf")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class ImageSource:
         height, width = self._size = self._first[1].shape[:2]
         tag = 1 if height >= 720 else 6
         colour = Colour("bt709" if tag == 1 else "bt601", "limited", (tag, 1, 2, 2))
-        return Media(height, width, "rgb", colour, 1 / self._rate, self._rate, frames=len(self._paths))
+        return Media(height, width, "rgb", colour, 1 / self._rate, self._rate, self._rate, frames=len(self._paths))
 
     def __iter__(self) -> Iterator[Picture | Sound]:
         assert self._first is not None
@@ -177,8 +179,9 @@ class FFmpegSource:
         if self._video.codec_context is None:
             raise InputError(f"{self.name}: PyAV's FFmpeg has no decoder for stream {self._video.index}")
         if self._hwaccel and not self._video.codec_context.is_hwaccel:  # PyAV decodes such a stream on the CPU, unsaid
-            self._on_the_cpu(f"NVDEC does not decode {self._video.codec_context.name}")
-        self._video.thread_type = "SLICE" if self.live or self._options.live else "AUTO"  # frame threads add latency
+            self._on_the_cpu(f"PyAV decodes this with {self._video.codec_context.name}, which NVDEC does not do")
+        sliced = self.live or self._options.live or self._hwaccel  # a thread per frame adds latency, and NVDEC surfaces
+        self._video.thread_type = "SLICE" if sliced else "AUTO"
         audio = self._container.streams.audio if self._options.audio == "all" else ()
         self._sound = tuple(one for one in audio if one.codec_context and one.codec_context.sample_rate)  # with content
 
@@ -208,6 +211,7 @@ class FFmpegSource:
             colour=colour,
             time_base=video.time_base,
             rate=self._rate,
+            grid=video.guessed_rate or self._rate,
             aspect=aspect,
             frames=None if self.live else expected,
             turned=self._turn,
@@ -294,7 +298,8 @@ class FFmpegSource:
             say(f"{self.name}: from here on {frame.width}x{frame.height}; scaled to {self._size[1]}x{self._size[0]}")
             if on_gpu(frame):
                 raise InputError(f"{self.name}: frames of another size cannot stay on the GPU; use hwaccel = none")
-        pts = self._timeline.stamp(frame.pts, frame.duration or 0, self._period)
+        pts = None if self._container.format.name in _WITHOUT_PTS else frame.pts
+        pts = self._timeline.stamp(pts, frame.dts, frame.duration or 0, self._period)
         frame, duration = to_format(frame, self._pixels, *self._size), frame.duration or 0
         return Picture(frame, planes_of(frame, self._turn), pts, duration)
 

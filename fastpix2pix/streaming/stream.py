@@ -58,12 +58,17 @@ class Summary:
 class Stream:
     """`Stream(g, "in.mp4", "out.mp4", **options).run()`: one source through a loaded model into one sink.
 
-    Options are the fields of config.Stream by name. Sources and sinks are those of `fastpix2pix infer`.
+    Options are the fields of config.Stream by name. Source and sink are as of `fastpix2pix infer`; a pattern that names
+    several videos is refused.
     """
 
     def __init__(self, g: Translator, source: str | Path, sink: str | Path, *, overwrite: bool = False, **options: Any):
         self._options = stream_config(**options)
         self._pairs = plan([str(source)], str(sink), Infer(overwrite=overwrite), self._options)
+        if len(self._pairs) > 1:
+            raise InputError(
+                f"{source}: {len(self._pairs)} videos; a Stream is of one: make one of each, or use fastpix2pix infer"
+            )
         self._g = g
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> Report:

@@ -1,4 +1,4 @@
-"""Timestamps that only rise, whatever the source says: gaps of a connection, restarts and missing stamps."""
+"""Timestamps that only rise, whatever the source says: gaps of a connection, restarts, missing stamps, wrong order."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ class Timeline:
         self._last: int | None = None
         self._step = 0  # from the last picture to the next, as far as it is known
         self._offset: int | None = 0  # added to timestamps; None: to be found
+        self._pts, self._dts = _Order(), _Order()
 
     def begin_anew(self) -> None:
         """The next picture is of a new connection: it follows the last one."""
         self._offset = None
+        self._pts, self._dts = _Order(), _Order()
 
     def stamp(
         self,
-        given: int | None,  # of the picture, in the source's time base
-        duration: int,  # the same, 0 where unknown
+        pts: int | None,  # of the picture, in the source's time base
+        dts: int | None,  # of the packet that brought it out of the decoder
+        duration: int,  # in the same, 0 where unknown
         period: int,  # of the average rate
     ) -> int:
         """When the picture is shown."""
         following = 0 if self._last is None else self._last + (self._step or period)
+        given = self._believed(pts, dts)
         if given is None:
             stamp = following
         else:
@@ -38,6 +42,16 @@ class Timeline:
             stamp = max(stamp, self._last + 1)
         self._last, self._step = stamp, duration
         return stamp
+
+    def _believed(self, pts: int | None, dts: int | None) -> int | None:
+        """pts, unless it fell back more often than dts: FFmpeg's guess_correct_pts (libavcodec/decode.c).
+
+        A new beginning lets both fall back; of pictures whose pts are in the order of decoding pts alone does.
+        """
+        self._pts.see(pts)
+        self._dts.see(dts)
+        wrong_order = self._dts.last is not None and self._pts.faults > self._dts.faults
+        return dts if pts is None or wrong_order else pts
 
     def move(
         self,
@@ -53,3 +67,16 @@ class Timeline:
             if packet.pts is not None:
                 packet.pts += shift
         return True
+
+
+class _Order:
+    """How often timestamps of one kind did not rise."""
+
+    def __init__(self) -> None:
+        self.faults = 0
+        self.last: int | None = None
+
+    def see(self, stamp: int | None) -> None:
+        if stamp is not None:
+            self.faults += self.last is not None and stamp <= self.last
+            self.last = stamp

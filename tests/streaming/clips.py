@@ -53,14 +53,17 @@ def make_video(
     turned: int = 0,
     tags: tuple[int, int] = (2, 0),  # matrix, range
     aspect: Fraction | None = None,
+    between: int = 0,  # B-frames between two others, of libx264
+    time_base: Fraction = Fraction(1, 1000),  # of the encoder, and of what AVI calls its rate
 ) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
-        options = {"crf": "12", "preset": "ultrafast"} if codec == "libx264" else {}
+        x264 = {"crf": "12", "preset": "ultrafast", "x264-params": f"bframes={between}:b-adapt=0"}
+        options = x264 if codec == "libx264" else {}
         video = out.add_stream(codec, rate=25, options=options)
         video.height, video.width, video.pix_fmt = *size, pixels
         context = video.codec_context
-        context.time_base = Fraction(1, 1000)
+        context.time_base, context.max_b_frames = time_base, between
         context.colorspace, context.color_range = tags
         if aspect:
             context.sample_aspect_ratio = aspect
@@ -71,7 +74,7 @@ def make_video(
             frame = av.VideoFrame.from_ndarray(scene(number, *size), format="rgb24")
             frame = frame.reformat(format=pixels, dst_colorspace=1 if tags[0] == 1 else 5, dst_color_range=tags[1] or 1)
             frame.colorspace, frame.color_range = tags
-            frame.pts, frame.time_base = stamps[number] if stamps else 40 * number, context.time_base
+            frame.pts, frame.time_base = stamps[number] if stamps else 40 * number, Fraction(1, 1000)
             out.mux(video.encode(frame))
         if audio:
             for number in range(frames * 40 * 8 // 1024):

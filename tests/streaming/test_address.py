@@ -1,6 +1,10 @@
 """What the words of the command line stand for."""
 
+import os
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import InputError
@@ -67,9 +71,52 @@ def test_kinds_of_sources_and_sinks(tmp_path, monkeypatch):
     assert expanded("*.mp4") == ["b.mp4", "c.mp4"] and expanded("a.png") == ["a.png"]
     assert not is_video(["a.png"], "out") and not is_video(["frames"], "x.png")
     assert is_video(["frames"], "x.mp4") and is_video(["b.mp4"], "out") and is_video(["frames"], "-")
+    assert is_video(["a.png"], "x.mp4") and not is_video(["a.png"], "x.gif") and not is_video(["a.png"], "x.xyz")
 
 
-def test_names_in_a_folder():
+OTHER_IMAGE = r": not an image file that can be read here; allowed are \.bmp, "
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [("noext", "JPEG"), ("a.jfif", "JPEG"), ("a.xyz", "GIF"), ("a.tga", "TGA"), ("a.jp2", "JPEG2000"), ("a", "WEBP")],
+)
+def test_an_image_of_another_name_or_kind_is_no_video(tmp_path, name, format_):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name, format_)
+    with pytest.raises(InputError, match=name + OTHER_IMAGE):
+        source_kind(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("brand", ["avif", "heic"])
+def test_an_image_in_a_container_of_videos_is_no_video(tmp_path, brand):
+    (tmp_path / "a").write_bytes(b"\0\0\0\x18ftyp" + brand.encode() + b"\0\0\0\0mif1" + brand.encode())
+    with pytest.raises(InputError, match="a" + OTHER_IMAGE):
+        source_kind(str(tmp_path / "a"))
+
+
+def test_what_is_no_image_is_left_to_ffmpeg(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a", "JPEG")
+    (tmp_path / "a").rename(tmp_path / "raw.mjpeg")  # a video of one picture or more
+    (tmp_path / "film").write_bytes(b"\0\0\1\xb3\x16\x00\xf0\x15\xff\xff\xe0\x18")  # MPEG-1, which Pillow knows
+    (tmp_path / "mp4").write_bytes(b"\0\0\0\x1cftypisom\0\0\2\0isomiso2avc1mp41")
+    os.mkfifo(tmp_path / "pipe")  # nothing may be read of it
+    for name in ("raw.mjpeg", "film", "mp4", "pipe"):
+        assert source_kind(str(tmp_path / name)) == "video"
+
+
+def test_names_in_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "in/p.v1/even").mkdir(parents=True)
+    (tmp_path / "in/a[1].mp4").touch()
+    monkeypatch.chdir(tmp_path / "in")
+    patterns = {
+        "p.v1/even/*.png": "even",
+        "p.v1/e*/*.png": "p.v1",
+        "p.v1/**": "p.v1",
+        "*.png": "in",
+        "../*/*": tmp_path.name,
+    }
+    assert {pattern: stem(pattern) for pattern in patterns} == patterns
+    assert stem("a[1].mp4") == "a[1]" and stem("p.v1") == "p.v1" and stem(".") == "in"
     assert stem("-") == "stdin"
     assert stem("/a/b.c.mp4") == "b.c"
     assert stem("rtsp://user:secret@cam-1.local:554/live/main.sdp?x=1") == "cam-1.local-live-main"
@@ -113,6 +160,8 @@ def test_where_videos_go(folder):
         (["a.mp4", "b.mp4"], "x.mp4", {}, {}, "2 sources and one sink x.mp4: several need a folder"),
         (["a.mp4", "d/a.mkv"], "D", {}, {}, "a.mp4 and d/a.mkv would both become D/a.mp4"),
         (["a.mp4"], "a.mp4", {}, {}, "is a source itself"),
+        (["frames", "a.mp4"], ".", {"suffix": "png", "overwrite": True}, {}, "frames.png/: is a source itself"),
+        (["frames/*", "a.mp4"], ".", {"suffix": "png", "overwrite": True}, {}, "frames.png/: is a source itself"),
         (["a.mp4"], "out", {}, {}, "out/a.mp4 exists; use overwrite"),
         (["a.mp4"], "full", {"suffix": "png"}, {}, "full/a exists; use overwrite"),
         (["a.mp4"], "text.txt/x/y.mp4", {}, {}, "text.txt is a file, not a folder"),

@@ -80,7 +80,8 @@ def test_what_the_runtime_is_told(make, noise, kind, layout):
 def test_the_masks_that_a_graph_reads_stay(monkeypatch):
     for name in ("device", "stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda *given, **options: nullcontext())
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(synchronize=lambda: None, device="cpu"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda keep_graph: SimpleNamespace(raw_cuda_graph=lambda: 1))
     engine = TorchEngine(build_generator(Generator(depth=5, ngf=4)), Modes(noise="fixed"))
     network = DeviceNetwork(engine, 32, 64)
@@ -183,13 +184,15 @@ def test_which_frames_can_stay_on_the_gpu(size, inside, match):
 def test_a_codec_that_no_gpu_decodes_is_refused_or_said(tmp_path, capsys):
     path = str(make_video(tmp_path / "in.nut", frames=2, codec="rawvideo", pixels="rgb24"))
     source = source_of(path, Stream(hwaccel="cuda"))
-    with pytest.raises(EnvironmentFailed, match=r"hwaccel = cuda: NVDEC does not decode rawvideo; use hwaccel = auto"):
+    with pytest.raises(
+        EnvironmentFailed, match=r"hwaccel = cuda: PyAV decodes this with rawvideo.*; use hwaccel = auto"
+    ):
         source.open(lambda: False)
     source.close()
     source = source_of(path, Stream(), "cuda")
     source.open(lambda: False)
     source.close()
-    assert "decoding on the CPU: NVDEC does not decode rawvideo" in capsys.readouterr().err
+    assert "decoding on the CPU: PyAV decodes this with rawvideo, which NVDEC does not do" in capsys.readouterr().err
 
 
 class Promising(FFmpegSource):

@@ -45,12 +45,15 @@ def test_fits(source, fit, size, even, expected):
     assert fit_into(source, fit, size, 256, 256, even) == Geometry(*expected)
 
 
-def test_an_engine_of_one_size_refuses_others_before_anything_is_made():
+def test_an_engine_of_some_sizes_refuses_others_before_anything_is_made():
     geometry = fit_into(HD, "pad", None, 256, 256, True)
     check_fixed(geometry, (720, 1280), {"size": None})
     check_fixed(geometry, (720, 1280), {"size": [768, 1280]})
     with pytest.raises(InputError, match=r"1280x768.*this engine takes 256x256; use fit = resize.*size = 768x1280"):
         check_fixed(geometry, (720, 1280), {"size": [256, 256]})
+    check_fixed(geometry, (720, 1280), {"size": None, "sizes": [[256, 256], [512, 512], [768, 1280]]})
+    with pytest.raises(InputError, match=r"1280x768.*this engine takes 256x256 to 1024x512; use fit"):
+        check_fixed(geometry, (720, 1280), {"size": None, "sizes": [[256, 256], [512, 512], [512, 1024]]})
 
 
 def test_quantiles_are_at_most_five_percent_high():
@@ -108,7 +111,7 @@ def test_timestamps_only_rise_and_go_on_after_a_restart():
     timeline = Timeline()
 
     def stamps(given: list) -> list[int]:
-        return [timeline.stamp(pts, 40, 40) for pts in given]
+        return [timeline.stamp(pts, None, 40, 40) for pts in given]
 
     assert stamps([100, 140, 150, 150, 145, 400]) == [100, 140, 150, 151, 152, 400]  # as given, small faults mended
     assert stamps([None, 480]) == [440, 480]  # a missing stamp
@@ -119,6 +122,31 @@ def test_timestamps_only_rise_and_go_on_after_a_restart():
     assert stamps([7000, 7040]) == [600, 640]
     assert timeline.move(sound, Fraction(1, 1000))
     assert sound.pts == sound.dts == 8 - 6400 * 8
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),  # (pts, dts) of pictures 40 apart
+    [
+        # pts in the order of decoding: they are left at the first that falls back
+        ([(40, 80), (160, 120), (120, 160), (200, 200), (80, 240), (320, 280)], [40, 160, 161, 200, 240, 280]),
+        # no pts, and at the end no dts either
+        ([(None, 80), (None, 120), (None, None), (None, None)], [80, 120, 160, 200]),
+        # a new beginning: dts of the picture before it is of there
+        ([(400, 400), (440, 0), (0, 40), (40, 80)], [400, 440, 480, 520]),
+        # variable steps, and dts that say nothing
+        ([(0, 0), (90, 1), (100, 2), (360, 2)], [0, 90, 100, 360]),
+    ],
+)
+def test_which_of_two_timestamps_is_believed(given, shown):
+    timeline = Timeline()
+    assert [timeline.stamp(pts, dts, 0, 40) for pts, dts in given] == shown
+
+
+def test_a_new_connection_is_no_fault_of_its_timestamps():
+    timeline = Timeline()
+    assert [timeline.stamp(pts, dts, 0, 40) for pts, dts in [(80, 0), (120, 40)]] == [80, 120]
+    timeline.begin_anew()
+    assert [timeline.stamp(pts, dts, 0, 40) for pts, dts in [(100, 60), (190, 60)]] == [160, 250]
 
 
 @pytest.fixture

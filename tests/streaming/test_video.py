@@ -1,5 +1,6 @@
 """Videos from file to file: what must be the same afterwards is the same."""
 
+import gc
 import json
 import os
 import struct
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +23,9 @@ from fastpix2pix import cli
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.runtime.load import load
+from fastpix2pix.runtime.native import FrameRuntime
 from fastpix2pix.runtime.translator import Translator
+from fastpix2pix.streaming import pipeline
 from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.sinks import FrameFolder
 from fastpix2pix.streaming.stream import Stream as Video
@@ -63,6 +67,76 @@ def test_frames_and_timestamps_are_kept(identity, tmp_path, suffix, stamps):
         "broken": 0,
     }
     assert psnr(pictures_of(tmp_path / f"out{suffix}")[7], pictures_of(source)[7]) > 33
+
+
+@pytest.mark.parametrize("between", [0, 1, 3])
+@pytest.mark.parametrize("suffix", [".avi", ".wmv", ".mkv", ".ts"])
+def test_a_source_of_reordered_pictures_keeps_its_rate(identity, tmp_path, suffix, between):
+    """.avi and .wmv have no presentation times."""
+    source = make_video(tmp_path / f"in{suffix}", frames=12, between=between, time_base=Fraction(1, 25))
+    Video(identity, source, tmp_path / "out.mkv").run()
+    found = stamps_of(tmp_path / "out.mkv")
+    assert len(found) == 12 and {b - a for a, b in pairwise(found)} == {Fraction(1, 25)}
+    pictures = pictures_of(tmp_path / "out.mkv")
+    assert all(psnr(picture, scene(number)) > 25 for number, picture in enumerate(pictures))
+
+
+def test_pictures_copied_in_the_order_of_decoding_keep_their_length(identity, tmp_path):
+    """What `ffmpeg -c copy` makes of such an .avi."""
+    source = make_video(tmp_path / "in.avi", between=3, time_base=Fraction(1, 25))
+    with av.open(str(source)) as given, av.open(str(tmp_path / "copy.mkv"), "w") as copy:
+        stream = copy.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.pts, packet.stream = packet.dts, stream
+                copy.mux(packet)
+    Video(identity, tmp_path / "copy.mkv", tmp_path / "out.mkv").run()
+    assert stamps_of(tmp_path / "out.mkv")[-1] == Fraction(FRAMES - 1, 25)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".wmv", ".y4m"])
+def test_containers_without_presentation_times_are_written_in_order(identity, tmp_path, suffix):
+    source, written = make_video(tmp_path / "in.mp4"), tmp_path / f"out{suffix}"
+    Video(identity, source, written).run()
+    assert stamps_of(written) == sorted(stamps_of(written))
+    with av.open(str(written)) as opened:
+        assert opened.streams.video[0].guessed_rate == 25
+    Video(identity, written, tmp_path / "back.mkv").run()
+    assert stamps_of(tmp_path / "back.mkv") == stamps_of(source)
+    assert psnr(pictures_of(tmp_path / "back.mkv")[7], pictures_of(source)[7]) > 30
+
+
+def test_y4m_holds_the_pictures_as_they_are(identity, tmp_path):
+    source = make_video(tmp_path / "in.mp4", tags=(6, 1))
+    Video(identity, source, tmp_path / "out.y4m").run()
+    before, after = (pictures_of(path, pixels="yuv420p") for path in (source, tmp_path / "out.y4m"))
+    assert np.array_equal(before, after)
+
+
+def test_a_constant_rate_may_begin_between_two_periods(identity, tmp_path):
+    source = make_video(tmp_path / "in.ts", stamps=[1420 + 40 * number for number in range(FRAMES)])
+    Video(identity, source, tmp_path / "out.avi").run()
+    found = stamps_of(tmp_path / "out.avi")
+    assert {b - a for a, b in pairwise(found)} == {Fraction(1, 25)} and abs(found[0] - stamps_of(source)[0]) < 0.07
+
+
+@pytest.mark.parametrize("source", ["in.mp4", "in.mkv"])  # by its rates at the start; by a picture
+@pytest.mark.parametrize("sink", ["out.avi", "out.y4m"])
+def test_a_variable_rate_is_refused_where_the_container_has_one(identity, tmp_path, source, sink):
+    make_video(tmp_path / source, stamps=VFR)
+    with pytest.raises(InputError, match=rf"{sink}: \.\w+ holds pictures of one rate, .*\(.*\); use .mkv"):
+        Video(identity, tmp_path / source, tmp_path / sink).run()
+    assert (tmp_path / sink).exists() == (source == "in.mkv")  # what was done before is kept
+
+
+def test_a_picture_that_is_missing_leaves_its_time_empty_in_avi(identity, tmp_path):
+    stamps = [40 * number for number in range(40) if number != 7]
+    source = make_video(tmp_path / "in.mp4", frames=39, stamps=stamps)
+    Video(identity, source, tmp_path / "out.avi").run()
+    Video(identity, tmp_path / "out.avi", tmp_path / "back.mkv").run()
+    assert [1000 * stamp for stamp in stamps_of(tmp_path / "back.mkv")] == stamps
+    with pytest.raises(InputError, match=r"out\.y4m: .* \(one at 0\.320 s is not at its time\); use \.mkv"):
+        Video(identity, source, tmp_path / "out.y4m").run()
 
 
 def test_sound_is_copied_bit_by_bit_or_left_out(identity, tmp_path):
@@ -171,6 +245,20 @@ def test_odd_sizes(identity, tmp_path, capsys):
     assert psnr(picture[:47, :63], given) > 30
     Video(identity, source, tmp_path / "same.mp4", pixel_format="yuv444p").run()
     assert pictures_of(tmp_path / "same.mp4")[0].shape == (47, 63, 3)
+
+
+@pytest.mark.parametrize(
+    ("sink", "options", "hint"),
+    [
+        ("out.mp4", {}, "; --pixel-format yuv444p takes any"),
+        ("out.mp4", {"codec": "libsvtav1"}, ""),  # yuv420p only
+        ("-", {"pixel_format": "yuv420p"}, "; --pixel-format rgb24 takes any"),
+    ],
+)
+def test_of_an_odd_size_it_is_said_what_keeps_it(identity, tmp_path, capfdbinary, sink, options, hint):
+    source = make_video(tmp_path / "in.mkv", frames=2, size=(65, 97), codec="ffv1", pixels="yuv444p")
+    Video(identity, source, sink if sink == "-" else tmp_path / sink, **options).run()
+    assert f"its pixel format takes even ones{hint}\n" in capfdbinary.readouterr().err.decode()
 
 
 @pytest.mark.parametrize(
@@ -329,6 +417,25 @@ def test_several_videos_into_a_folder_in_batches(model, tmp_path):
     assert psnr(pictures_of(tmp_path / "alone.mp4")[3], pictures_of(tmp_path / "out/a.mp4")[3]) > 40
 
 
+def test_what_a_stream_needed_is_given_back_when_it_ends(model, tmp_path, monkeypatch):
+    for name in "abcd":
+        make_video(tmp_path / f"{name}.mp4", frames=3)
+    runtimes, alive = [], []
+
+    def made(*arguments, **options):
+        gc.collect()
+        alive.append(sum(runtime() is not None for runtime in runtimes))
+        runtime = FrameRuntime(*arguments, **options)
+        runtimes.append(weakref.ref(runtime))
+        return runtime
+
+    monkeypatch.setattr(pipeline, "FrameRuntime", made)
+    assert run("infer", model, *(tmp_path / f"{name}.mp4" for name in "abcd"), tmp_path / "out/") == 0
+    assert len(alive) == 4 and max(alive) <= 1  # two run at a time
+    gc.collect()
+    assert [runtime() for runtime in runtimes] == [None] * 4
+
+
 def test_of_several_videos_a_broken_one_is_left_out_and_named(model, tmp_path, capsys):
     for name in ("a", "c"):
         make_video(tmp_path / f"{name}.mp4", frames=8)
@@ -344,6 +451,40 @@ def test_of_several_videos_a_broken_one_is_left_out_and_named(model, tmp_path, c
         (tmp_path / f"{name}.mp4").write_bytes(b"broken")
     assert run("infer", model, videos, tmp_path / "none/") == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_a_stream_is_of_one_video(identity, tmp_path):
+    for name in ("a", "b"):
+        make_video(tmp_path / f"{name}.mp4", frames=2)
+    with pytest.raises(InputError, match=r"\*\.mp4: 2 videos; a Stream is of one: make one of each, or use .* infer"):
+        Video(identity, tmp_path / "*.mp4", f"{tmp_path}/out/")
+    assert Video(identity, tmp_path / "a*.mp4", f"{tmp_path}/out/").run().frames["out"] == 2
+
+
+def test_frames_of_another_video_are_replaced(model, tmp_path):
+    for name, frames in (("a", 5), ("b", 1)):
+        make_video(tmp_path / name / "in.mp4", frames=frames)
+    folder = tmp_path / "out/in"
+    frames = ("infer", model, tmp_path / "a/in.mp4", tmp_path / "out", "--suffix", "png")
+    assert run(*frames) == 0 and len(list(folder.iterdir())) == 5
+    others = {"000000.jpg", "00001.png", "a000001.png", "000001.png.txt"}
+    for name in others:
+        (folder / name).touch()
+    assert run("infer", model, tmp_path / "b/in.mp4", *frames[3:]) == 2 and len(list(folder.iterdir())) == 9
+    assert run("infer", model, tmp_path / "b/in.mp4", *frames[3:], "--overwrite") == 0
+    assert {path.name for path in folder.iterdir()} == {"000000.png", *others}
+
+
+def test_an_image_that_is_none_here_is_named_and_not_taken_for_a_video(model, tmp_path, capsys):
+    for name, format_ in (("good.png", "PNG"), ("noext", "JPEG"), ("a.avif", "AVIF")):
+        Image.fromarray(scene(0)).save(tmp_path / name, format_)
+    for sources in (["noext"], ["a.avif"], ["good.png", "noext"]):
+        assert run("infer", model, *(tmp_path / name for name in sources), tmp_path / "out/") == 2
+        assert f"{sources[-1]}: not an image file that can be read here; allowed are" in capsys.readouterr().err
+    for sink in ("o.gif", "o.xyz"):
+        assert run("infer", model, tmp_path / "good.png", tmp_path / sink) == 2
+        assert f"{sink}: images are written as" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_flicker_is_of_one_video(identity, tmp_path):
