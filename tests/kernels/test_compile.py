@@ -67,6 +67,28 @@ def test_plans_fit_small_gpus_in_fp32_too(compiled: dict[tuple[str, int], dict[s
     assert len(found) == 2 and max(found.values()) <= 99 * 1024, found
 
 
+PAIRS = """
+from bench.compile_table import binary_of
+from fastpix2pix.kernels.conv_kernel import compile_cases
+
+bare = [case for case in compile_cases() if {"scale_a", "scale_b"} <= case.constexprs.keys()]
+case = next(case for case in bare if case.constexprs["ACT_A"] == 2)
+for half in ("bf16", "fp16"):
+    types = {name: type_.replace("bf16", half) for name, type_ in case.signature.items()}
+    text = binary_of(case._replace(signature=types), 80).asm["ptx"]
+    print(half, text.count(f"max.NaN.{half.replace('fp', 'f')}x2"), text.count("setp.le.f32"))
+"""
+
+
+def test_relu_of_half_numbers_takes_two_at_a_time() -> None:
+    result = run("-c", PAIRS)
+    assert result.returncode == 0, result.stderr
+    for line in result.stdout.splitlines():
+        _, pairs, comparisons = line.split()
+        assert int(pairs) > 0 and int(comparisons) == 0, line
+    assert len(result.stdout.splitlines()) == 2
+
+
 @pytest.fixture(scope="module")
 def inference_kernels() -> set[str]:
     """All that the Triton engine starts, in both modes of the statistics and with every product split or none."""
