@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import sys
-from dataclasses import replace
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from .commands import Command, TrainCommand, as_typed
+from .config import Train
 from .console import leave_stdout, say
 from .errors import EnvironmentFailed, Fastpix2pixError
+from .option_check import check_options
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _COMMAND = Annotated[Command, tyro.conf.arg(help="")]  # else tyro parses a file of its own for it, which takes 50 ms
@@ -19,18 +23,39 @@ _DESCRIPTION = "Train paired image-to-image translation (pix2pix) and run it. --
 
 
 def parse(argv: list[str]) -> Any:
-    """The command of a command line. `train --resume` is read twice: the recorded options are the defaults."""
+    """The command of a command line."""
+    check_options(argv)
+    options: dict[str, Any] = {"config": (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)}
+    if argv[:1] == ["train"]:
+        options["default"] = TrainCommand(tyro.MISSING, tyro.MISSING, _train_defaults(argv[1:]))
+    return tyro.cli(_COMMAND, args=argv, prog="fastpix2pix", description=_DESCRIPTION, **options)
 
-    def cli(**default: Any) -> Any:
-        config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
-        return tyro.cli(_COMMAND, args=argv, prog="fastpix2pix", description=_DESCRIPTION, config=config, **default)
 
-    command = cli()
-    if isinstance(command, TrainCommand) and command.resume:
+@dataclass(frozen=True)
+class _Start:
+    """What of `train` decides the defaults of its other options."""
+
+    out: Path | None = None
+    resume: bool = False
+    init: str | None = None
+    init_discriminator: str | None = None
+
+
+def _train_defaults(argv: list[str]) -> Train:
+    """The options of `train` where no others are given: those of the run that it resumes or the models it starts from.
+
+    They are read before all others, which may be valid only together with these.
+    """
+    start, _ = tyro.cli(_Start, args=argv, prog="fastpix2pix train", add_help=False, return_unknown_args=True)
+    if start.resume and start.out:
         from .training.record import recorded_config
 
-        command = cli(default=replace(command, training=recorded_config(command.out)))
-    return command
+        return recorded_config(start.out)
+    if start.init or start.init_discriminator:
+        from .training.start import defaults_of_models
+
+        return defaults_of_models(start.init, start.init_discriminator)
+    return Train()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,8 +71,10 @@ def main(argv: list[str] | None = None) -> int:
         return int(command())
     except (Fastpix2pixError, OSError, MemoryError, RuntimeError) as error:
         expected = _as_expected(error)
-        if expected is None or debug:
+        if expected is None:
             raise
+        if debug:
+            traceback.print_exc()
         say(f"error: {as_typed(str(expected))}")
         return expected.exit_code
     except KeyboardInterrupt:

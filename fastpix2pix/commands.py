@@ -68,6 +68,8 @@ class EvalCommand:
     size: int | None = None  # pixels a side the images are resized to; default: the model's record, else 256
     batch: int = 1  # images at a time
     device: str = "auto"  # auto, cpu, cuda, cuda:1
+    out: Path | None = None  # folder for input, output and target of every pair, and a page of them, worst first
+    overwrite: bool = False  # replace that folder
     json: _JsonFile = None  # file for the figures with one row per image; - is stdout
 
     def __call__(self) -> int:
@@ -77,7 +79,7 @@ class EvalCommand:
 
         if self.data.suffix.lower() in VIDEO_SUFFIXES and not self.video:
             raise InputError(f"{self.data}: a video has no pairs; with --video its flicker is measured")
-        of_others = ("split", "direction", "batch") if self.video else ("steady",)
+        of_others = ("split", "direction", "batch", "out", "overwrite") if self.video else ("steady",)
         for name in of_others:
             if (value := getattr(self, name)) != getattr(EvalCommand, name):
                 raise InputError(f"{name} = {value}: is for {'pairs' if self.video else 'a video, with --video'}")
@@ -95,10 +97,14 @@ class EvalCommand:
                 device=self.device,
                 batch=self.batch,
                 size=self.size,
+                out=self.out,
+                overwrite=self.overwrite,
                 progress=progress.count,
             )
         row = {"images": found.images, "l1": found.l1, "psnr": found.psnr, "ssim": found.ssim, "match": found.match}
         show_table("modes", {str(found.modes): row})
+        if self.out:
+            say(f"pictures, worst first: {self.out / 'index.html'}")
         write_json(self.json, found.as_dict())
         return 0
 
@@ -129,7 +135,11 @@ class InferCommand:
     model: _AnyModel
     paths: Annotated[
         Positional[tuple[str, ...]],
-        arg(metavar="SOURCE... SINK", help="images, videos, cameras, URLs, -; last, where the result goes"),
+        arg(
+            metavar="SOURCE... SINK",
+            help="images, videos, cameras, URLs, -; last, where the result goes",
+            help_behavior_hint="(required)",
+        ),
     ]
     translation: OmitArgPrefixes[Infer] = field(default_factory=Infer)  # of images and videos
     streaming: OmitArgPrefixes[Stream] = field(default_factory=Stream)  # of videos; fit, size and tile of images too
@@ -160,6 +170,8 @@ class InferCommand:
             say(line)
         for problem in summary.broken:
             say(f"left out: {problem}")
+        if summary.pairs:
+            say(as_typed(summary.pairs))
         left_out = f"; {len(summary.broken)} could not be read" if summary.broken else ""
         cut = "interrupted after " if stop.signal is not None else ""
         say(f"{cut}{summary.count} images in {summary.seconds:.1f} s -> {sink}{left_out}")
@@ -240,7 +252,7 @@ class BuildCommand:
 
     model: _Model
     out: Path  # file to make: .onnx, or .engine or .plan with a sidecar FILE.json
-    building: OmitArgPrefixes[_BuildOptions] = field(default_factory=_BuildOptions)  # of an engine
+    building: OmitArgPrefixes[_BuildOptions] = field(default_factory=_BuildOptions)  # of the ONNX file or engine
     json: _JsonFile = None  # file for the report; - is stdout
 
     def __call__(self) -> int:
@@ -465,6 +477,8 @@ class DoctorCommand:
         return 0
 
 
+TYPED = {"capabilities": "for"}  # options whose names are words of Python's own
+
 DataCommand = (
     Annotated[DataCheckCommand, subcommand("check")]
     | Annotated[DataCombineCommand, subcommand("combine")]
@@ -503,7 +517,7 @@ def as_typed(text: str) -> str:
     names = sorted({one.name for kind in kinds for one in fields(kind)}, key=len, reverse=True)
 
     def typed(found: re.Match[str]) -> str:
-        option, switch = {"capabilities": "for"}.get(found[1], found[1].replace("_", "-")), found[2]
+        option, switch = TYPED.get(found[1], found[1].replace("_", "-")), found[2]
         if switch:
             return f"--{option}" if switch == "True" else f"--no-{option}"
         return f"--{option} "

@@ -6,13 +6,13 @@ Nothing here imports torch, so that the command line can show its help at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import InputError
+from .other_names import meant
 
 Norm = Literal["batch", "instance", "none"]
 NormStats = Literal["image", "running"]
@@ -165,12 +165,12 @@ class Train:
     graph: Literal["auto", "on", "off"] = "auto"  # the explicit step as one CUDA graph; auto: where that can be done
     convolutions: Literal["auto", "library", "own"] = "auto"  # of the explicit step: cuDNN, own kernels, or as measured
     tune_minutes: float = 2.0  # wall time that step and convolutions = auto may each measure a GPU for, once; 0: none
-    init: str | None = None  # model whose generator to start from: run folder, .safetensors or .pth; default: random
+    init: str | None = None  # model to start from: run, .safetensors, .pth; its network and direction are the defaults
     init_discriminator: str | None = None  # likewise the discriminator, of a run's newest checkpoint or a file
     seed: int = 0  # of weights, dropout, order and jitter
     deterministic: bool = False  # ask torch for deterministic algorithms (slower on a GPU; the CPU always is)
     max_steps: int = 0  # stop after this many steps; 0 = no limit
-    max_minutes: float = 0.0  # stop after this much wall time; 0 = no limit
+    max_minutes: float = 0.0  # stop after this much wall time, then validate and save; 0 = no limit
     log_steps: int = 50  # steps between two lines of metrics
     validate_epochs: int = 10  # epochs between two validations; the end of the run always has one; 0 = only there
     checkpoint_minutes: float = 10.0  # wall time between two checkpoints; the end of the run always has one
@@ -322,7 +322,7 @@ class Stream(Fitted):
     raw: str | None = None  # what stdin (-) brings without a container: rgb24:1280x720@30 (pixels:width x height@fps)
     stream: int | None = None  # number of the video stream, as ffprobe counts; default: FFmpeg's best
     audio: Literal["all", "none"] = "all"  # copy all sound of one source into a file or URL, or none
-    codec: str = "auto"  # encoder: libx264 (GPL), libsvtav1, libvpx-vp9, ...; auto: libx264, of .webm libvpx-vp9
+    codec: str = "auto"  # encoder: libx264 (GPL), libsvtav1, ...; auto: libx264, libvpx-vp9 of .webm, none of .y4m
     quality: int | None = None  # constant rate factor, lower is better; default: 20 of libx264, 32 of free codecs
     pixel_format: str | None = None  # of what is written; default: yuv420p, rgb24 for raw frames on stdout
     hwaccel: Literal["auto", "cuda", "none"] = "auto"  # decode with NVDEC; auto: where the model runs on a GPU
@@ -483,28 +483,28 @@ def train_config(**options: Any) -> Train:
 
     The names are the fields of Train, Generator and Data; an unknown one raises InputError with the nearest known.
     """
-    parts = _by_owner(options, Train, Generator, Data)
+    parts = by_owner(options, Train, Generator, Data)
     return Train(generator=Generator(**parts[Generator]), data=Data(**parts[Data]), **parts[Train])
 
 
 def stream_config(**options: Any) -> Stream:
     """A Stream from its fields by name; an unknown one raises InputError with the nearest known."""
-    return Stream(**_by_owner(options, Stream)[Stream])
+    return Stream(**by_owner(options, Stream)[Stream])
 
 
 def build_config(**options: Any) -> Build:
     """A Build from its fields by name; an unknown one raises InputError with the nearest known."""
-    return Build(**_by_owner(options, Build)[Build])
+    return Build(**by_owner(options, Build)[Build])
 
 
-def _by_owner(options: dict[str, Any], *kinds: type) -> dict[type, dict[str, Any]]:
-    """The options sorted by the dataclass that has them."""
+def by_owner(options: dict[str, Any], *kinds: type) -> dict[type, dict[str, Any]]:
+    """The options sorted by the dataclass that has them; an unknown one raises InputError with the one it may mean."""
     parts: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
     owner = {f.name: part for part in parts for f in dataclasses.fields(part) if f.name not in ("generator", "data")}
     for name, value in options.items():
         if name not in owner:
-            near = difflib.get_close_matches(name, owner, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(sorted(owner))}"
+            near = meant(name, owner)
+            hint = f"; did you mean {near}?" if near else f"; allowed are {', '.join(sorted(owner))}"
             raise InputError(f"unknown option {name}{hint}")
         parts[owner[name]][name] = value
     return parts

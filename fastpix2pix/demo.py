@@ -38,6 +38,8 @@ OPTIONS: dict[str, Any] = {
 
 def demo(out: Path, *, minutes: float = 3.0, device: str = "auto") -> int:
     """Leave data, a trained run, translated pictures and a sheet of them in `out`; returns the exit code."""
+    if not minutes > 0:  # 0 would be no limit
+        raise InputError(f"minutes = {minutes}: must be positive")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder: remove it or choose another --out")
     data, run, pictures = out / "facades", out / "run", out / "pictures"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from .config import Direction, Modes
 from .data.batches import Batch
-from .data.images import to_unit
+from .data.images import to_uint8, to_unit, write_image
 from .data.loader import validation_batches
 from .data.pairs import Pair, find_pairs, hold_out
 from .errors import InputError
+from .files import check_new_folder, written_aside
+from .model.load import model_path
+from .pages import address, table, text, write_page
 from .runtime.load import built_for, load
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ _HALF_WINDOW = 5  # of SSIM's Gaussian, pixels
 THUMBNAIL = 32  # side of the pictures that match@1 compares
 _LUMA = (0.299, 0.587, 0.114)  # BT.601
 _CONSTANT = 1e-6  # norm of a thumbnail's deviations below which the picture counts as constant
+_SHOWN, _PAGE = ("input", "output", "target"), "index.html"  # what a folder of an evaluation holds
 _TIE = 1e-9  # correlations closer than this are equal: two targets of the same picture
 
 
@@ -70,6 +75,8 @@ def evaluate(
     device: str = "auto",  # auto, cpu, cuda, cuda:1
     batch: int = 1,  # images per forward pass; the result does not depend on it
     size: int | None = None,  # side the whole image is resized to, pixels; default: the model's record, else 256
+    out: str | Path | None = None,  # folder for the pictures and a page of them, worst first
+    overwrite: bool = False,  # replace that of an earlier call
     progress: Callable[[int, int], None] | None = None,  # called with (images done, images in all)
 ) -> Evaluation:
     """L1, PSNR, SSIM and match@1 of a model's outputs, whole images resized to size x size.
@@ -85,16 +92,21 @@ def evaluate(
       lies inside the picture (Wang et al. 2004; torchmetrics' map, data_range 1).
     - match: see match_at_1; chance is 1 / images.
 
+    `out` gets input/NAME.png, output/NAME.png and target/NAME.png, as other programs that compare folders want them,
+    and index.html; it is made when all is done.
+
     For scale: the mean training photo of facades, given as the answer to all 100 validation pairs (BtoA, 256x256), has
     L1 0.178, PSNR 13.41, SSIM 0.261, match@1 0.01.
 
-    Raises InputError for a bad model, data folder, direction, size or pair of modes.
+    Raises InputError for a bad model, data folder, direction, size, pair of modes or `out`.
     """
+    if out is not None:
+        check_new_folder(Path(out), overwrite, [Path(data)], ours=(*_SHOWN, _PAGE))
     if batch < 1:
         raise InputError(f"batch = {batch}: must be at least 1")
     if direction not in (None, "AtoB", "BtoA"):
         raise InputError(f"direction = {direction!r}: allowed are AtoB and BtoA")
-    precision = "fp32" if built_for(Path(model)) is None else "auto"
+    precision = "fp32" if built_for(model_path(model)) is None else "auto"
     g = load(model, norm_stats=norm_stats, noise=noise, seed=seed, device=device, precision=precision)
     engine = g.engine
     size = size if size is not None else g.record.get("size") or 256
@@ -117,7 +129,13 @@ def evaluate(
             if progress:
                 progress(done, len(pairs))
 
-    return _evaluate(engine.translate, seen(), engine.modes, engine.device, [pair.name for pair in pairs])
+    names = [pair.name for pair in pairs]
+    if out is None:
+        return _evaluate(engine.translate, seen(), engine.modes, engine.device, names)
+    with written_aside(Path(out)) as aside:
+        found = _evaluate(engine.translate, seen(), engine.modes, engine.device, names, partial(_write, aside, names))
+        _write_page(aside, f"{model} on {split} of {data}", found)
+    return found
 
 
 def evaluate_network(
@@ -149,11 +167,14 @@ def _evaluate(
     modes: Modes,
     device: torch.device,  # where `run` takes and gives batches
     names: Sequence[str] | None,
+    show: Callable[[int, dict[str, Tensor]], None] = lambda first, pictures: None,  # number of a batch's first image
 ) -> Evaluation:
     rows: list[tuple[float, ...]] = []
     thumbnails: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
-        output = run(to_unit(batch.input.to(device)), len(rows)) / 2 + 0.5
+        translated = run(to_unit(batch.input.to(device)), len(rows))
+        show(len(rows), {"input": batch.input, "output": to_uint8(translated), "target": batch.target})
+        output = translated / 2 + 0.5
         target = to_unit(batch.target.to(device)) / 2 + 0.5
         thumbnails.append((_thumbnails(output), _thumbnails(target)))
         rows.extend(zip(*(column.tolist() for column in image_metrics(output, target)), strict=True))
@@ -169,6 +190,32 @@ def _evaluate(
         math.fsum(getattr(row, name) for row in per_image) / len(per_image) for name in ("l1", "psnr", "ssim", "match")
     )
     return Evaluation(l1, psnr, ssim, share, len(per_image), modes, per_image)
+
+
+def _write(out: Path, names: Sequence[str], first: int, pictures: dict[str, Tensor]) -> None:
+    """Of a batch: uint8 [N, C, H, W] by folder."""
+    for folder, batch in pictures.items():
+        for name, picture in zip(names[first:], batch.permute(0, 2, 3, 1).cpu().numpy(), strict=False):
+            write_image(out / folder / _file(name), picture)
+
+
+def _file(name: str) -> Path:
+    """Of a pair's picture, in its folder: names in archives may have folders, and lead nowhere else."""
+    parts = [part for part in PurePosixPath(f"{name}.png").parts if part not in ("/", "..")]
+    return Path(*parts)
+
+
+def _write_page(out: Path, title: str, found: Evaluation) -> None:
+    figures = ("l1", "psnr", "ssim", "match")
+    mean = [f"{getattr(found, name):.4f}" for name in figures]
+    parts = [table(["images", "modes", *figures], [[str(found.images), text(found.modes), *mean]])]
+    rows = []
+    for row in sorted(found.per_image, key=lambda row: -row.l1):
+        shown = [f'<img loading="lazy" src="{address(f / _file(row.name))}" alt="{f}">' for f in map(Path, _SHOWN)]
+        lines = [text(row.name), f"L1 {row.l1:.4f}", f"PSNR {row.psnr:.2f} dB", f"SSIM {row.ssim:.4f}"]
+        rows.append([*shown, "<br>".join([*lines, "match" if row.match else "no match"])])
+    head = [*_SHOWN, "largest L1 first"]
+    write_page(out / _PAGE, title, [*parts, table(head, rows)])
 
 
 def image_metrics(

@@ -64,10 +64,19 @@ def make_folder(path: Path) -> None:
         raise environment_failed(path, error) from error
 
 
-def check_new_folder(out: Path, overwrite: bool, reads: Sequence[Path], ours: str = "*") -> None:
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be written or made; asked is the nearest one above it that exists."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise InputError(f"{folder}: {there} is a file, not a folder; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EnvironmentFailed(f"{folder}: no permission to write in {there}; choose another folder")
+
+
+def check_new_folder(out: Path, overwrite: bool, reads: Sequence[Path], ours: Sequence[str] = ("*",)) -> None:
     """Refuse a folder to be written that is not empty, or that holds or lies in one that is read.
 
-    With overwrite it may be replaced, where all in it is `ours`, a pattern of names.
+    With overwrite it may be replaced, where all in it is `ours`, patterns of names.
     """
     for folder in reads:
         inside = folder.resolve().is_relative_to(out)  # overwrite would delete what is read
@@ -77,8 +86,10 @@ def check_new_folder(out: Path, overwrite: bool, reads: Sequence[Path], ours: st
             )
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
         raise InputError(f"{out}: exists and is not an empty folder; choose another, or overwrite to replace it")
-    if out.exists() and (others := sorted(path.name for path in out.iterdir() if not path.match(ours))):
-        raise InputError(f"{out}: overwrite would delete {others[0]}, which is no {ours}; choose another folder")
+    others = sorted(path.name for path in out.iterdir() if not any(map(path.match, ours))) if out.exists() else []
+    if others:
+        what = " or ".join(ours)
+        raise InputError(f"{out}: overwrite would delete {others[0]}, which is no {what}; choose another folder")
 
 
 def cache_folder(name: str) -> Path:

@@ -3,22 +3,26 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastpix2pix import cli
-from fastpix2pix.commands import as_typed
+from fastpix2pix.commands import Command, DataCommand, as_typed
 from fastpix2pix.config import Bench, Build, Data, Generator, Infer, Stream, Train, train_config
 from fastpix2pix.data.images import read_image, write_image
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
+from fastpix2pix.option_check import _options, check_options
+from fastpix2pix.other_names import _OTHER_NAMES
 from fastpix2pix.training.record import recorded_config
 
 TINY = [
@@ -68,6 +72,27 @@ def test_help_goes_to_stdout_and_explains_each_option(command, capsys):
     out, err = capsys.readouterr()
     assert "usage: fastpix2pix " + command in out
     assert err == ""
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "data"])
+def test_every_option_of_the_help_is_a_known_one(command, capsys):
+    run(command.split()[0], *command.split()[1:], "--help")
+    found = re.findall(r"(?m)^[│ ] (--[a-z][a-z0-9-]*)(?:, (--[a-z0-9-]+))?", capsys.readouterr().out)
+    words = [word for pair in found for word in pair if word]
+    assert words
+    check_options([*command.split(), *words, *("--" + word[2:].replace("-", "_") for word in words)])
+
+
+def test_other_names_are_of_options_that_exist():
+    commands = *get_args(Command), *get_args(DataCommand)
+    options = {name for command in commands for name in dict(_options(get_args(command)[0]))}
+    assert set(_OTHER_NAMES.values()) <= options
+    assert not options & set(_OTHER_NAMES)
+
+
+def test_required_words_have_no_default(capsys):
+    run("infer", "--help")
+    assert "(default: )" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -130,7 +155,14 @@ BAD = [  # arguments with {d}ata, {m}odel and {t}mp folder; exit code; what stde
     ("train {m} --out {t}/run", 2, "accepted: ROOT/"),
     ("train {d} --out {t}/run --depth 4", 2, "5 to 12"),
     ("train {d} --out {t}/run --crop-size 33 --depth 5", 2, "multiples of 32"),
-    ("train {d} --out {t}/run --ngff 4", 2, "ngff"),
+    ("train {d} --out {t}/run --ngff 4", 2, "error: unknown option --ngff: did you mean --ngf? (fastpix2pix train"),
+    ("train {d} --learning-rate=1e-3", 2, "unknown option --learning-rate: did you mean --lr? (fastpix2pix train --h"),
+    ("train --dataroot {d} --out {t}/run", 2, "unknown option --dataroot: did you mean DATA without a name? (fast"),
+    ("train {d} --out {t}/run --no-dropout", 2, "unknown option --no-dropout: did you mean --dropout?"),
+    ("eval {m} {d} --batch_size 3", 2, "unknown option --batch_size: did you mean --batch? (fastpix2pix eval --h"),
+    ("data check {d} --learning-rate 3", 2, "unknown option --learning-rate (fastpix2pix data check --help lists all)"),
+    ("train {d} --out {t}/run --init {t}/none.pth", 2, "none.pth: no such file"),
+    ("demo --out {t}/demo --minutes 0", 2, "error: --minutes 0.0: must be positive"),
     ("train {d} --out {t}/run --norm group", 2, "instance"),
     ("train {d} --out {t}/run --epochs many", 2, "many"),
     ("train {d} --out {d}", 2, "--resume"),
@@ -225,12 +257,22 @@ def test_a_folder_with_a_broken_image_is_exit_code_4(model, pairs, tmp_path, cap
     assert "2 images in" in err and "; 1 could not be read" in err
 
 
+def test_pairs_translated_whole_are_said(model, tmp_path, capsys):
+    write_image(tmp_path / "in" / "pair.png", np.zeros((32, 64, 3), np.uint8))
+    assert run("infer", model, tmp_path / "in", tmp_path / "out") == 0
+    said = "1 of 1 images could be A|B pairs (64x32): --direction BtoA translates their input half\n"
+    assert said in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(pairs, tmp_path):
     process = start("--debug", "eval", tmp_path / "nothing", pairs)
     _, err = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "Traceback" in err
     assert "InputError" in err
+    assert err.endswith(
+        f"error: {tmp_path}/nothing: no such file; a model is a run folder, a .safetensors file or a junyanz .pth\n"
+    )
 
 
 def test_unexpected_error_is_a_bug_with_traceback(pairs, monkeypatch):

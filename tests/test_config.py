@@ -55,6 +55,9 @@ def test_record_round_trip_through_json():
     ("options", "match"),
     [
         ({"ngff": 1}, "did you mean ngf"),
+        ({"learning_rate": 1}, r"unknown option learning_rate; did you mean lr\?"),
+        ({"gan_mode": "lsgan"}, "did you mean gan_loss"),
+        ({"n_layers_D": 3}, "did you mean n_layers"),
         ({"zzz": 1}, "allowed are batch, best_by"),
         ({"norm": "group"}, "allowed are batch, instance, none"),
         ({"direction": "AB"}, "allowed are AtoB, BtoA"),

@@ -2,16 +2,18 @@
 
 import av
 import numpy as np
+import pytest
 
 from fastpix2pix import demo
 from fastpix2pix.data.images import read_image
+from fastpix2pix.errors import InputError
 
 
 def test_demo_leaves_pictures_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(demo.OPTIONS, "ngf", 4)
     monkeypatch.setitem(demo.OPTIONS, "ndf", 4)
     monkeypatch.setitem(demo.OPTIONS, "max_steps", 40)
-    assert demo.demo(tmp_path / "demo", minutes=0, device="cpu") == 0
+    assert demo.demo(tmp_path / "demo", minutes=5, device="cpu") == 0
     out, err = capsys.readouterr()
     assert out == ""
     found = {p.name for p in (tmp_path / "demo").iterdir()}
@@ -28,3 +30,10 @@ def test_demo_leaves_pictures_and_says_how_to_go_on(tmp_path, monkeypatch, capsy
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
     for line in ("match@1", "fastpix2pix train", "fastpix2pix infer", "fastpix2pix data check"):
         assert line in err
+
+
+@pytest.mark.parametrize("minutes", [0, -1.0, float("nan")])
+def test_a_demo_needs_its_minutes(tmp_path, minutes):
+    with pytest.raises(InputError, match=f"minutes = {minutes}: must be positive"):
+        demo.demo(tmp_path / "demo", minutes=minutes, device="cpu")
+    assert not (tmp_path / "demo").exists()

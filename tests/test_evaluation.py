@@ -1,5 +1,8 @@
 import json
 import math
+import re
+import tarfile
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from PIL import Image
 
 from fastpix2pix.config import Generator, Modes
 from fastpix2pix.data.batches import Batch
-from fastpix2pix.data.images import write_image
+from fastpix2pix.data.images import read_image, write_image
 from fastpix2pix.data.loader import validation_batches
 from fastpix2pix.data.pairs import find_pairs
 from fastpix2pix.errors import InputError
@@ -286,3 +289,61 @@ def test_the_mean_photo_of_facades(facades):
     assert found.psnr == pytest.approx(13.41, abs=5e-3)
     assert found.ssim == pytest.approx(0.261, abs=5e-4)
     assert found.match == 0.01
+
+
+# The pictures
+
+
+def test_pictures_and_a_page_of_them_worst_first(model, data, tmp_path):
+    found = evaluate(model, data, out=tmp_path / "found")
+    assert found == evaluate(model, data)
+    for folder in ("input", "output", "target"):
+        assert sorted(path.name for path in (tmp_path / "found" / folder).iterdir()) == [f"{i}.png" for i in range(4)]
+    for row in found.per_image:
+        shown = {name: read_image(tmp_path / "found" / name / f"{row.name}.png", 3) for name in ("output", "target")}
+        difference = np.abs(shown["output"].astype(float) - shown["target"]).mean() / 255
+        assert difference == pytest.approx(row.l1, abs=1 / 255)
+    page = (tmp_path / "found" / "index.html").read_text()
+    order = sorted(found.per_image, key=lambda row: -row.l1)
+    assert re.findall(r'src="output/(\d).png"', page) == [row.name for row in order]
+    assert f"{found.l1:.4f}" in page
+
+
+def test_a_folder_of_pictures_is_replaced_where_that_is_asked_for_and_holds_nothing_else(model, data, tmp_path):
+    out = tmp_path / "found"
+    evaluate(model, data, out=out)
+    with pytest.raises(InputError, match="exists and is not an empty folder"):
+        evaluate(model, data, out=out)
+    (out / "output" / "left.png").touch()
+    evaluate(model, data, out=out, overwrite=True)
+    assert not (out / "output" / "left.png").exists()
+    (out / "mine.txt").touch()
+    with pytest.raises(InputError, match=r"would delete mine.txt, which is no input or output or target or index.html"):
+        evaluate(model, data, out=out, overwrite=True)
+    with pytest.raises(InputError, match="lies in"):
+        evaluate(model, data, out=data / "found")
+
+
+def test_names_in_archives_stay_below_the_folder(model, data, tmp_path):
+    (tmp_path / "shards").mkdir()
+    for i, name in enumerate(("a/0", "../../b", "/c", "<d>é")):
+        with tarfile.open(tmp_path / "shards" / f"val-{i}.tar", "w") as tar:
+            member = tarfile.TarInfo(f"{name}.png")
+            member.size = len(content := (data / "val" / "0.png").read_bytes())
+            tar.addfile(member, BytesIO(content))
+    evaluate(model, tmp_path / "shards", out=tmp_path / "found")
+    outputs = sorted(
+        str(path.relative_to(tmp_path / "found")) for path in (tmp_path / "found" / "output").rglob("*.png")
+    )
+    assert outputs == ["output/<d>é.png", "output/a/0.png", "output/b.png", "output/c.png"]
+    assert "&lt;d&gt;é" in (tmp_path / "found" / "index.html").read_text()
+
+
+def test_an_interrupted_evaluation_leaves_no_folder(model, data, tmp_path):
+    def stop(done, of):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, data, out=tmp_path / "new" / "found", progress=stop)
+    assert not (tmp_path / "new").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastpix2pix.errors import EnvironmentFailed, InputError
-from fastpix2pix.files import make_folder, write_text, written_aside
+from fastpix2pix.files import check_writable, make_folder, write_text, written_aside
 
 
 def test_text_is_replaced_and_folders_are_made(tmp_path):
@@ -89,6 +89,17 @@ def test_full_disk_says_so_and_devices_are_not_replaced():
 def test_null_device_can_be_written():
     write_text(Path(os.devnull), "text")
     assert Path(os.devnull).is_char_device()
+
+
+def test_a_folder_to_write_is_looked_at_and_not_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "new" / "deeper")
+    with pytest.raises(InputError, match=f"file/deeper: {tmp_path}/file is a file, not a folder"):
+        check_writable(tmp_path / "file" / "deeper")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(EnvironmentFailed, match=f"new: no permission to write in {tmp_path}; choose another"):
+        check_writable(tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_file_in_the_way_of_a_folder_is_named(tmp_path):

@@ -16,6 +16,7 @@ HEAVY = (
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"option_check"},
     {"commands"},
     {"demo", "doctor", "bench"},
     {"training", "building"},
@@ -23,11 +24,11 @@ LAYERS = [
     {"evaluation"},
     {"runtime"},
     {"data", "model"},
-    {"console", "profiling"},
+    {"console", "pages", "profiling"},
     {"tuning"},
     {"device", "files", "interrupt", "kernels", "openmp", "_native"},
     {"config"},
-    {"errors"},
+    {"errors", "other_names"},
 ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import Build, Precision, build_config
 from ..errors import CheckFailed, EnvironmentFailed, InputError
-from ..files import written_aside
+from ..files import check_writable, written_aside
 from ..runtime.plan import SUFFIXES, write_plan
 from .candidate import Built, make
 from .job import Count, Job, Say, prepare
@@ -59,6 +59,7 @@ def _check_out(out: Path, options: Build) -> None:
         raise InputError(f"{out} is a folder: give a file")
     if out.exists() and not options.overwrite:
         raise InputError(f"{out} exists: choose another name, or overwrite = True")
+    check_writable(out.parent)
 
 
 def _best(job: Job, scratch: Path) -> Built:

@@ -31,7 +31,7 @@ def write_shards(
     found = {split: find_pairs(root, split) for split in splits(root) or ("train",)}
     if megabytes < 1:
         raise InputError(f"megabytes = {megabytes}: must be at least 1")
-    check_new_folder(out, overwrite, (root,), ours="*.tar")
+    check_new_folder(out, overwrite, (root,), ours=("*.tar",))
     total, done, shards = sum(map(len, found.values())), count(1), 0
 
     def added(tar: tarfile.TarFile, pair: Pair) -> int:

@@ -7,7 +7,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from ..files import written_aside
 from .patchgan import PatchGAN
 from .unet import Unet
 from .weights import check_state, empty_network, infer_config, load_network, load_state, save_network
+
+_LAYOUT: Literal["junyanz"] = "junyanz"  # of dropout, assumed of every .pth
 
 
 def to_junyanz(net: Unet | PatchGAN) -> dict[str, Tensor]:
@@ -50,7 +52,7 @@ def from_junyanz(
     """Architecture, inferred from names and shapes alone, and the state under our names (tensors are shared).
 
     A `module.` prefix is stripped, running statistics of old InstanceNorm files are dropped, a batch counter that old
-    files lack is 0. The file does not tell the dropout layout: it is set to "junyanz". `source` is named in errors.
+    files lack is 0. The file does not tell the dropout layout: junyanz's is assumed. `source` is named in errors.
     """
     state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     names = _names(state, source)
@@ -68,7 +70,7 @@ def from_junyanz(
     if config is None or (isinstance(config, Generator) and (config.kind, config.up) != ("unet", "transposed")):
         raise _foreign(state, source)
     if isinstance(config, Generator):
-        config = dataclasses.replace(config, dropout="junyanz")
+        config = dataclasses.replace(config, dropout=_LAYOUT)
     with torch.device("meta"):
         shapes = (Unet(config) if isinstance(config, Generator) else PatchGAN(config)).state_dict()
     check_state(config, shapes, own, source)
@@ -95,7 +97,10 @@ def convert(src: str | Path, dst: str | Path, overwrite: bool = False) -> str:
     """Convert a model file between junyanz .pth and .safetensors; returns a line saying what it was."""
     src, dst = Path(src), Path(dst)
     if src.is_dir():
-        raise InputError(f"{src} is a folder; of a run, convert {src / 'best.safetensors'}")
+        raise InputError(
+            f"{src} is a folder; of a run, convert {src / 'best.safetensors'}, of a checkpoint "
+            f"{src / 'generator.safetensors'}"
+        )
     if (src.suffix, dst.suffix) not in ((".pth", ".safetensors"), (".safetensors", ".pth")):
         raise InputError(f"{src} -> {dst}: allowed are .pth -> .safetensors and .safetensors -> .pth")
     if dst.exists() and not overwrite:
@@ -104,10 +109,15 @@ def convert(src: str | Path, dst: str | Path, overwrite: bool = False) -> str:
     if src.suffix == ".pth":
         net = load_pth(src)
         save_network(dst, net)
+        if isinstance(net, Unet):
+            note = f"; a .pth does not tell the dropout layout: {_LAYOUT} is assumed"
     else:
         net, record = load_network(src)
         save_pth(dst, net)
-        if lost := [name for name in ("modes", "direction") if name in record]:
+        lost: list[str] = [name for name in ("modes", "direction") if name in record]
+        if isinstance(net, Unet) and net.config.dropout != _LAYOUT:
+            lost.append(f"dropout layout (converted back it is {_LAYOUT})")
+        if lost:
             note = f"; a .pth does not keep its {' and '.join(lost)}"
     return f"{src} -> {dst}: {_describe(net.config)}{note}"
 

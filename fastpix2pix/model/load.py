@@ -1,8 +1,9 @@
-"""MODEL of the command line: a run folder, a model file or a junyanz checkpoint."""
+"""MODEL of the command line: a run folder, a checkpoint in it, a model file or a junyanz checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,12 +15,12 @@ from .weights import Kind, load_network
 
 
 def load_generator(path: str | Path, which: Literal["best", "latest"] = "best") -> tuple[Unet, dict[str, Any]]:
-    """The generator of MODEL: a run folder, a .safetensors file or a junyanz .pth. On the CPU and in eval mode.
+    """The generator of MODEL: a run folder, a checkpoint in it, a .safetensors file or a junyanz .pth.
 
-    Of a run folder: best.safetensors, or the newest checkpoint where there is none or `which` is "latest".
-    A .pth has no record but its architecture.
+    On the CPU and in eval mode. Of a run folder: best.safetensors, or the newest checkpoint where there is none or
+    `which` is "latest". A .pth has no record but its architecture. Raises InputError for what is no model.
     """
-    path = Path(path)
+    path = model_path(path)
     if which not in ("best", "latest"):
         raise InputError(f"which = {which!r}: allowed are best, latest")
     best = path / "best.safetensors"
@@ -27,13 +28,21 @@ def load_generator(path: str | Path, which: Literal["best", "latest"] = "best") 
 
 
 def load_discriminator(path: str | Path) -> tuple[PatchGAN, dict[str, Any]]:
-    """The discriminator of a run folder's newest checkpoint, of a .safetensors file or of a junyanz .pth, likewise."""
-    return cast(tuple[PatchGAN, dict[str, Any]], _load(Path(path), "discriminator"))
+    """The discriminator of a checkpoint, of a run folder's newest, of a .safetensors file or of a junyanz .pth."""
+    return cast(tuple[PatchGAN, dict[str, Any]], _load(model_path(path), "discriminator"))
+
+
+def model_path(model: object) -> Path:
+    """MODEL as a path; InputError for what is none, as a model that is loaded already."""
+    if isinstance(model, str | os.PathLike):
+        return Path(model)
+    raise InputError(f"model is of type {type(model).__name__}: give the path of a run folder or of a model's file")
 
 
 def _load(path: Path, kind: Kind) -> tuple[Unet | PatchGAN, dict[str, Any]]:
     if path.is_dir():
-        path = _of_newest_checkpoint(path, kind)
+        own = path / f"{kind}.safetensors"  # where the folder is one checkpoint
+        path = own if own.is_file() else _of_newest_checkpoint(path, kind)
     if not path.is_file():
         raise InputError(f"{path}: no such file; a model is a run folder, a .safetensors file or a junyanz .pth")
     if path.suffix == ".pth":

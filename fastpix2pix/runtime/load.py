@@ -14,7 +14,7 @@ from ..config import Modes
 from ..device import resolve_device, resolve_precision
 from ..errors import InputError
 from ..model import Unet
-from ..model.load import load_generator
+from ..model.load import load_generator, model_path
 from ..tuning.cache import PlanCache
 from . import auto_choice, onnx_engine, plan, tensorrt_engine, triton_engine
 from .engine import Engine, TorchEngine
@@ -81,7 +81,7 @@ def load(
     Files made by `fastpix2pix build` have their modes and precision in them: others are refused.
     Raises InputError for a bad model file, option or pair of modes, EnvironmentFailed for a missing device or library.
     """
-    path = Path(model)
+    path = model_path(model)
     if backend not in BACKENDS:
         raise InputError(f"backend = {backend!r}: allowed are {', '.join(BACKENDS)}")
     own = built_for(path)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from ..config import Infer
 from ..data.images import IMAGE_SUFFIXES
-from ..errors import EnvironmentFailed, InputError
+from ..errors import InputError
+from ..files import check_writable
 
 _NAMED = 5  # files named in an error before "and N more"
 _WRITABLE = IMAGE_SUFFIXES - {".gif"}  # what write_image writes
@@ -27,28 +30,37 @@ class Job:
 
 
 def plan(sources: str | Path | Sequence[str | Path], sink: str | Path, options: Infer) -> list[Job]:
-    """The images to translate and where each goes, every refusal made; touches no file."""
-    images: list[Path] = []
+    """The images to translate and where each goes, every refusal made; touches no file.
+
+    In a folder sink, matches of a pattern keep the folders that its wildcards stand for, and images of one folder whose
+    names differ in the suffix alone keep it: a.jpg and a.png become a.jpg.png and a.png.png.
+    """
+    images: list[tuple[Path, Path]] = []  # each with the folder below the sink that it goes to
     for source in [sources] if isinstance(sources, str | Path) else sources:
         try:
-            images += list_images(source)
+            images += [(image, _below(source, image)) for image in list_images(source)]
         except OSError as error:
             raise InputError(f"{source}: cannot be listed: {error.strerror or error}") from error
     if not images:
         raise InputError("no sources: give image files, folders or patterns")
+    jobs: list[Job] = []
     if is_file_sink(sink):
         if options.suffix:
             raise InputError(f"suffix = {options.suffix}: is of the files in a folder; the sink is the file {sink}")
         if len(images) > 1:
             raise InputError(f"{len(images)} source images and the file {sink} as sink: several need a folder as sink")
-        jobs = [Job(images[0], Path(sink))]
+        jobs = [Job(image, Path(sink)) for image, _ in images]
     else:
         suffix = "." + (options.suffix or "png").lower().removeprefix(".")
         if suffix not in _WRITABLE:
             raise InputError(f"suffix = {options.suffix!r}: allowed are {_WRITABLE_SUFFIXES}")
-        jobs = [Job(image, Path(sink) / (image.stem + suffix)) for image in images]
+        alike = Counter(image.with_suffix("") for image in {image for image, _ in images})
+        for image, below in images:
+            name = image.stem if alike[image.with_suffix("")] == 1 else image.name
+            jobs.append(Job(image, Path(sink, below, name + suffix)))
     _check_outputs(jobs, options.overwrite)
-    _check_writable(jobs[0].output.parent)
+    for folder in {job.output.parent for job in jobs}:
+        check_writable(folder)
     return jobs
 
 
@@ -73,6 +85,14 @@ def list_images(source: str | Path) -> list[Path]:
     if not found:
         raise InputError(f"{text}: the pattern matches no {f'image ({_SUFFIXES})' if matches else 'file'}")
     return found
+
+
+def _below(source: str | Path, image: Path) -> Path:
+    """The folder of an image below its source: of a pattern's match, what stands for wildcards; else none."""
+    if Path(source).exists():
+        return Path()
+    fixed = takewhile(lambda part: not glob.has_magic(part), Path(source).parts)
+    return image.relative_to(Path(*fixed)).parent
 
 
 def is_file_sink(sink: str | Path) -> bool:
@@ -113,12 +133,3 @@ def _check_outputs(jobs: Sequence[Job], overwrite: bool) -> None:
     if existing and not overwrite:
         more = f" and {len(existing) - _NAMED} more" if len(existing) > _NAMED else ""
         raise InputError(f"outputs exist: {', '.join(existing[:_NAMED])}{more}; use overwrite = True or another sink")
-
-
-def _check_writable(folder: Path) -> None:
-    """The folder, or the nearest one above it that exists and in which it will be made."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise InputError(f"sink {folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise EnvironmentFailed(f"sink {folder}: no permission to write in {there}; choose another sink")

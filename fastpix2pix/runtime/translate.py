@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +40,7 @@ class Summary:
     seconds: float  # wall time, files included
     outputs: tuple[Path, ...]  # in the order of the sources
     broken: tuple[Problem, ...] = ()  # images left out because they could not be read
+    pairs: str = ""  # what there is to say of images that could be A|B pairs and were translated whole
 
 
 def translate_files(
@@ -51,7 +52,7 @@ def translate_files(
     stop: Callable[[], bool] | None = None,  # asked before every batch; True ends with what is written
     fitted: Fitted = _UNCHANGED,
 ) -> Summary:
-    """Translate every source image into `sink`; a folder gets `<stem>.<suffix>`.
+    """Translate every source image into `sink`; a folder gets `<stem>.<suffix>` (sources.plan says where exactly).
 
     Each is fitted into the network as `fitted` says, and its output has the size that this gives: its own by default.
     Folders are read flat, in the order of names; what is no image in a folder or among a pattern's matches is left out.
@@ -74,6 +75,7 @@ def translate_files(
     start = time.perf_counter()
     outputs: list[Path] = []
     broken: list[Problem] = []
+    shapes: Counter[tuple[int, ...]] = Counter()
 
     def read(job: Job) -> Picture | Problem:
         try:
@@ -102,6 +104,7 @@ def translate_files(
                 broken.append(picture)
                 count()
             else:
+                shapes[picture.shape[:2]] += 1
                 yield job, picture
 
     def translated() -> Iterator[tuple[Job, Picture, Picture]]:
@@ -118,7 +121,15 @@ def translate_files(
     if len(broken) == len(jobs):
         named = first_ten([str(problem) for problem in broken], "; ")
         raise InputError(named if len(jobs) == 1 else f"none of {len(jobs)} images could be read: {named}")
-    return Summary(len(outputs), time.perf_counter() - start, tuple(outputs), tuple(broken))
+    pairs = ""
+    whole_pictures = options.direction is None and fitted.fit == "pad" and fitted.size is None
+    if whole_pictures and (double := shapes[trained, 2 * trained]):
+        direction = translator.record.get("direction") or "AtoB or BtoA"
+        pairs = (
+            f"{double} of {shapes.total()} images could be A|B pairs ({2 * trained}x{trained}): direction = "
+            f"{direction} translates their input half"
+        )
+    return Summary(len(outputs), time.perf_counter() - start, tuple(outputs), tuple(broken), pairs)
 
 
 def _check_channels(translator: Translator) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..config import Modes, Train, train_config
+from ..config import Modes, Train
 from ..console import Progress
 from ..data.batches import Batch, Feed
 from ..data.check import check_files
@@ -29,7 +29,7 @@ from ..profiling import Profile, named_blocks
 from . import checkpoint, record, report, schedule
 from .clock import Clock
 from .processes import Agreement, Group, joined
-from .start import start_from_models
+from .start import defaults_of_models, start_from_models
 from .state import LOSSES, State
 from .step import build_state, choose_convolutions, choose_step, describe_step
 from .validation import Validation, best_modes, better
@@ -55,11 +55,15 @@ def train(data: str | Path, out: str | Path, *, resume: bool = False, quiet: boo
     """Train on the pairs in `data` and leave a run folder `out`.
 
     `options` are those of `fastpix2pix train` by name: the fields of Train, Generator and Data (fastpix2pix.config).
-    With `resume`, continues the run in `out` with its recorded options; options given replace the recorded ones.
+    With `resume`, continues the run in `out` with its recorded options; with `init`, starts from a model, with its
+    architecture and direction. Options given replace these.
     Raises InputError for bad data or options, EnvironmentFailed for device and disk.
     """
-    base = record.recorded_config(Path(out)) if resume else train_config()
     options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    if resume:
+        base = record.recorded_config(Path(out))
+    else:
+        base = defaults_of_models(options.get("init"), options.get("init_discriminator"))
     return run(record.replace_options(base, options), data, out, resume=resume, quiet=quiet)
 
 

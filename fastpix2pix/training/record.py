@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import Data, Generator, Train, from_record, train_config
+from ..config import Data, Generator, Train, by_owner, from_record
 from ..data.pairs import Pair
 from ..errors import InputError
 from ..files import write_text
@@ -50,11 +50,12 @@ def make_record(config: Train, data: Path, pairs: Sequence[Pair], processes: int
     """What config.json holds; written before the first step."""
     import torch
 
+    names = "\n".join(p.name for p in pairs)
     return {
         "format": FORMAT,
         "data": str(data),
         "pairs": len(pairs),
-        "names": hashlib.sha256("\n".join(p.name for p in pairs).encode()).hexdigest(),
+        "names": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
         "processes": processes,
         "train": dataclasses.asdict(config),
         "versions": {"fastpix2pix": __version__, "torch": torch.__version__},
@@ -88,14 +89,10 @@ def recorded_config(run: Path) -> Train:
 
 def replace_options(config: Train, options: dict[str, Any]) -> Train:
     """`config` with flat options (fields of Train, Generator, Data) put in their places."""
-    train_config(**options)  # names are checked there
-
-    def own(kind: type) -> dict[str, Any]:
-        return {k: v for k, v in options.items() if k in {f.name for f in dataclasses.fields(kind)}}
-
-    generator = dataclasses.replace(config.generator, **own(Generator))
-    data = dataclasses.replace(config.data, **own(Data))
-    return dataclasses.replace(config, generator=generator, data=data, **own(Train))
+    parts = by_owner(options, Train, Generator, Data)
+    generator = dataclasses.replace(config.generator, **parts[Generator])
+    data = dataclasses.replace(config.data, **parts[Data])
+    return dataclasses.replace(config, generator=generator, data=data, **parts[Train])
 
 
 def check_new(run: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from ..data.images import write_image
 from ..files import write_text, written_aside
+from ..pages import address, table, text, write_page
 
 _GAP = 4  # pixels between the pictures of a grid
 
@@ -113,34 +113,26 @@ def save_curves(run: Path, records: list[dict[str, Any]]) -> Path | None:
 
 
 def save_page(run: Path, config: dict[str, Any], records: list[dict[str, Any]]) -> Path:
-    """index.html: one static page with options, curves, validation table and samples; every name is escaped."""
+    """index.html: one static page with options, curves, validation table and samples."""
     checks = [r for r in records if "validation" in r]
     samples = sorted((run / "samples").glob("*.png"), reverse=True)[:6]
-    parts = [f"<h1>{html.escape(run.resolve().name)}</h1>"]
+    parts = []
     if (run / "curves.png").exists():
         parts.append('<img src="curves.png" alt="loss curves">')
     if checks:
         parts.append(f"<h2>Validation at step {checks[-1]['step']}</h2>{_validation_table(checks[-1]['validation'])}")
     for path in samples:
         label = f"step {int(path.stem)}: input | output | target"
-        parts.append(f'<h2>{html.escape(label)}</h2><img src="samples/{html.escape(path.name)}" alt="samples">')
-    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in _flat(config))
-    parts.append(f"<h2>Options</h2><table>{rows}</table>")
-    style = "body{font:15px sans-serif;margin:2em;max-width:1200px}img{max-width:100%}td,th{padding:.2em .8em}"
-    head = f'<meta charset="utf-8"><title>{html.escape(run.resolve().name)}</title><style>{style}</style>'
-    path = run / "index.html"
-    write_text(path, f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n")
-    return path
+        parts.append(f'<h2>{label}</h2><img src="{address(path.relative_to(run))}" alt="samples">')
+    rows = [[text(name), text(value)] for name, value in _flat(config)]
+    parts.append(f"<h2>Options</h2>{table([], rows)}")
+    return write_page(run / "index.html", run.resolve().name, parts)
 
 
 def _validation_table(validation: dict[str, dict[str, float]]) -> str:
     names = list(next(iter(validation.values())))
-    head = "".join(f"<th>{html.escape(n)}</th>" for n in ("modes", *names))
-    rows = "".join(
-        f"<tr><td>{html.escape(modes)}</td>{''.join(f'<td>{row[n]:.4f}</td>' for n in names)}</tr>"
-        for modes, row in validation.items()
-    )
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    rows = [[text(modes), *(f"{row[name]:.4f}" for name in names)] for modes, row in validation.items()]
+    return table([text(name) for name in ("modes", *names)], rows)
 
 
 def _flat(config: dict[str, Any]) -> list[tuple[str, Any]]:

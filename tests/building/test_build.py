@@ -1,8 +1,10 @@
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -175,6 +177,13 @@ def test_an_existing_file_is_kept_unless_it_may_go(model, tmp_path):
     assert out.read_text() == "mine"
     build(model, out, precision="fp32", overwrite=True, **ONNX)
     assert out.read_bytes() != b"mine"
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_tried(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastpix2pix.building.build.prepare", lambda *given: pytest.fail("was begun"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(EnvironmentFailed, match=f"closed: no permission to write in {tmp_path}; choose another folder"):
+        build(model, tmp_path / "closed" / "g.onnx", **ONNX)
 
 
 def test_without_the_exporter_nothing_is_tried(model, tmp_path, monkeypatch):

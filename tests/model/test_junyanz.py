@@ -281,7 +281,10 @@ def test_convert_describes_and_refuses(tmp_path):
     pth, own = tmp_path / "g.pth", tmp_path / "g.safetensors"
     save_pth(pth, build_generator(Generator(depth=5, ngf=4)))
     line = convert(pth, own)
-    assert line.endswith("generator unet_32, 3 -> 3 channels, ngf 4, norm batch, dropout junyanz")
+    assert line.endswith(
+        "generator unet_32, 3 -> 3 channels, ngf 4, norm batch, dropout junyanz; "
+        "a .pth does not tell the dropout layout: junyanz is assumed"
+    )
     assert "\n" not in line
     assert read_record(own)["architecture"]["dropout"] == "junyanz"
     assert "modes" not in read_record(own)
@@ -292,16 +295,20 @@ def test_convert_describes_and_refuses(tmp_path):
         assert dst.read_bytes() == before
     save_network(own, load_pth(pth), direction="BtoA", modes=Modes("running"))
     assert convert(own, pth, overwrite=True).endswith("a .pth does not keep its modes and direction")
+    save_network(own, build_generator(Generator(depth=5, ngf=4, dropout="paper")), direction="BtoA")
+    assert convert(own, pth, overwrite=True).endswith(
+        "a .pth does not keep its direction and dropout layout (converted back it is junyanz)"
+    )
     save_pth(tmp_path / "d.pth", build_discriminator(Discriminator(ndf=4, n_layers=0)))
-    assert "discriminator PixelGAN, 6 channels, ndf 4, norm batch" in convert(
-        tmp_path / "d.pth", tmp_path / "d.safetensors"
+    assert convert(tmp_path / "d.pth", tmp_path / "d.safetensors").endswith(
+        "discriminator PixelGAN, 6 channels, ndf 4, norm batch"
     )
     for src, dst in (("g.pth", "h.pth"), ("g.onnx", "g.pth"), ("g", "g.safetensors")):
         with pytest.raises(InputError, match=r"allowed are .pth -> .safetensors and .safetensors -> .pth"):
             convert(tmp_path / src, tmp_path / dst)
     with pytest.raises(InputError, match=r"none\.pth: no such file"):
         convert(tmp_path / "none.pth", tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match=r"is a folder; of a run, convert .*best\.safetensors"):
+    with pytest.raises(InputError, match=r"a folder; of a run, convert .*best\.safetensors, of a checkpoint .*gen"):
         convert(tmp_path, tmp_path / "x.pth")
 
 

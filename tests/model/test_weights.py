@@ -11,7 +11,7 @@ import fastpix2pix
 from fastpix2pix.config import Discriminator, Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import PatchGAN, Unet, build_discriminator, build_generator
-from fastpix2pix.model.load import load_generator
+from fastpix2pix.model.load import load_discriminator, load_generator
 from fastpix2pix.model.weights import infer_config, load_network, load_state, read_record, save_network
 
 SMALL = Generator(depth=5, ngf=4)
@@ -254,7 +254,18 @@ def test_load_generator_finds_the_model_of_a_run(tmp_path):
     assert found.modes == Modes("running")
     assert not found.training
     assert load_generator(str(tmp_path), "latest")[1]["step"] == 1000
-    assert load_generator(tmp_path / "checkpoints" / "50" / "generator.safetensors")[1]["step"] == 50
+    for name in ("50", "50/generator.safetensors"):  # one checkpoint, as folder and as file
+        assert load_generator(tmp_path / "checkpoints" / name)[1]["step"] == 50
+    critic = build_discriminator(Discriminator(ndf=4))
+    save_network(tmp_path / "checkpoints" / "50" / "discriminator.safetensors", critic, step=50)
+    assert load_discriminator(tmp_path / "checkpoints" / "50")[1]["step"] == 50
+
+
+@pytest.mark.parametrize("model", [None, 7, build_generator(SMALL)], ids=["None", "int", "Unet"])
+def test_what_is_no_path_is_refused_by_its_type(model):
+    for load in (load_generator, load_discriminator):
+        with pytest.raises(InputError, match=f"model is of type {type(model).__name__}: give the path of a run folder"):
+            load(model)
 
 
 @pytest.mark.parametrize(

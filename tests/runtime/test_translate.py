@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
 from fastpix2pix.runtime import sources as sources_module
 from fastpix2pix.runtime.engine import TorchEngine
-from fastpix2pix.runtime.sources import list_images
+from fastpix2pix.runtime.sources import list_images, plan
 from fastpix2pix.runtime.translate import translate_files
 from fastpix2pix.runtime.translator import Translator
 
@@ -190,6 +191,47 @@ def test_kinds_of_sources(tmp_path, monkeypatch):
         assert names(list_images(source)) == wanted, source
     summary = translate_files(translator(), ["in/b.png", Path("in/below"), "in/**/*.bmp"], "out", PLAIN)
     assert names(summary.outputs) == ["b.png", "c.png", "d.png"]
+
+
+def test_a_pattern_keeps_folders_and_names_that_differ_in_the_suffix_keep_it(tmp_path, monkeypatch):
+    files = ("a.png", "a.JPG", "b.png", "below/a.png", "below/more/a.png", "other/below/a.bmp")
+    make(tmp_path, {f"in/{n}": (4, 4) for n in files})
+    monkeypatch.chdir(tmp_path)
+    table = {
+        "in": ["a.JPG.webp", "a.png.webp", "b.webp"],
+        "in/**": [
+            *("a.JPG.webp", "a.png.webp", "b.webp", "below/a.webp", "below/more/a.webp"),
+            "other/below/a.webp",
+        ],
+        "./in/*/a*": ["below/a.webp"],
+        "in/*/below/*": ["other/below/a.webp"],
+        "**/a.bmp": ["in/other/below/a.webp"],
+        str(tmp_path / "i?" / "b.*"): ["in/b.webp"],
+    }
+    for source, wanted in table.items():
+        found = [job.output for job in plan(source, "out", Infer(suffix="webp"))]
+        assert found == [Path("out", name) for name in wanted], source
+    translate_files(translator(), "in/**", "out", PLAIN)
+    assert np.array_equal(read_image("out/below/a.png"), translator()(read_image("in/below/a.png")))
+
+
+@pytest.mark.parametrize(
+    ("options", "fitted", "record", "says"),
+    [
+        ({}, Fitted(), {"size": 32, "direction": "BtoA"}, r"2 of 3 images could be .*\(64x32\): direction = BtoA "),
+        ({}, Fitted(), {"size": 32}, "direction = AtoB or BtoA translates their input half"),
+        ({}, Fitted(), {"size": 64}, ""),
+        ({"direction": "AtoB"}, Fitted(), {"size": 32, "direction": "BtoA"}, ""),
+        ({}, Fitted("resize"), {"size": 32}, ""),
+        ({}, Fitted(size="64"), {"size": 32}, ""),
+    ],
+)
+def test_pairs_translated_whole_are_said(tmp_path, options, fitted, record, says):
+    make(tmp_path / "in", {"a.png": (32, 64), "b.png": (32, 64), "c.png": (32, 62)})
+    g = translator()
+    g.record.update(record)
+    found = translate_files(g, tmp_path / "in", tmp_path / "out", Infer(**options), fitted=fitted).pairs
+    assert re.search(says, found) if says else found == ""
 
 
 def test_stop_ends_between_batches(photos, tmp_path):

@@ -206,6 +206,17 @@ def test_without_validation_pairs_the_newest_checkpoint_is_the_model(tmp_path, p
     assert "modes" not in load_generator(tmp_path / "run")[1]
 
 
+def test_file_names_need_not_be_utf_8(tmp_path, pairs, small):
+    data, run = tmp_path / "data", tmp_path / "run"
+    for path in pairs.glob("*/*.png"):
+        target = data / path.parent.name / os.fsdecode(b"x\xff" + path.name.encode())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    train(data, run, **small, max_steps=1, quiet=True)
+    assert train(data, run, resume=True, max_steps=2, quiet=True).step == 2
+    assert {one.name for one in evaluate(run, data, device="cpu").per_image} == {f"x\udcff{i}" for i in range(3)}
+
+
 def test_holdout_takes_pairs_out_of_training(tmp_path, pairs, small):
     train(pairs / "train", tmp_path / "run", **small, epochs=1, holdout=2, quiet=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["pairs"] == 3

@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch.nn import Module
 
-from fastpix2pix.config import train_config
+from fastpix2pix import cli
+from fastpix2pix.config import Generator, train_config
 from fastpix2pix.errors import InputError
+from fastpix2pix.model import build_generator
 from fastpix2pix.model.junyanz import save_pth
+from fastpix2pix.model.weights import save_network
 from fastpix2pix.training import checkpoint
 from fastpix2pix.training.loop import train
-from fastpix2pix.training.record import recorded_config
-from fastpix2pix.training.start import start_from_models
+from fastpix2pix.training.record import recorded_config, replace_options
+from fastpix2pix.training.start import defaults_of_models, start_from_models
 from fastpix2pix.training.state import State
 from fastpix2pix.training.step import build_state
 
@@ -50,8 +53,8 @@ def test_networks_have_the_weights_of_the_models(models, options):
     state = make(**options)
     said = start_from_models(state, train_config(**SMALL, **options, **paths))
     assert said == [
-        f"generator: starts from {paths['init']}",
-        f"discriminator: starts from {paths['init_discriminator']}",
+        f"generator: starts from {paths['init']}; taken over: depth 5, ngf 4",
+        f"discriminator: starts from {paths['init_discriminator']}; taken over: ndf 4, n_layers 1",
     ]
     assert_equal(other.generator, state.model)
     assert_equal(other.generator, state.generator)
@@ -88,6 +91,53 @@ def test_refusals_leave_no_run(models, options, says, tmp_path, pairs):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def unusual(tmp_path) -> dict[str, str]:
+    """A model trained BtoA whose networks are not the default ones."""
+    other = make(seed=5, norm="instance", dropout="none", direction="BtoA")
+    save_network(tmp_path / "g.safetensors", other.generator, direction="BtoA", step=7)
+    save_network(tmp_path / "d.safetensors", other.discriminator, step=7)
+    return {"init": str(tmp_path / "g.safetensors"), "init_discriminator": str(tmp_path / "d.safetensors")}
+
+
+def test_networks_and_direction_are_the_models(unusual, models, tmp_path):
+    network = {"depth": 5, "ngf": 4, "norm": "instance", "dropout": "none"}
+    critic = {"ndf": 4, "n_layers": 1, "norm": "instance"}
+    g, d = unusual.values()
+    assert defaults_of_models(None, None) == train_config()
+    assert defaults_of_models(g, None) == train_config(**network, direction="BtoA")
+    assert defaults_of_models(None, d) == train_config(**critic)
+    assert defaults_of_models(g, d) == train_config(**network | critic, direction="BtoA")
+    theirs = defaults_of_models(models[1]["init"], None)  # a .pth has no direction
+    assert theirs == train_config(depth=5, ngf=4, dropout="junyanz")
+    save_network(tmp_path / "deep.safetensors", build_generator(Generator(depth=9, ngf=1)))
+    assert defaults_of_models(str(tmp_path / "deep.safetensors"), None).data.crop_size == 512
+
+
+@pytest.mark.parametrize("given", [{}, {"direction": "AtoB", "dropout": "paper"}])
+def test_options_given_are_respected(unusual, given, tmp_path, pairs, capsys):
+    options = {"crop_size": 32, "workers": 0, "tensorboard": False, "device": "cpu", "max_steps": 1}
+    train(pairs, tmp_path / "run", **options, **unusual, **given)
+    config, said = recorded_config(tmp_path / "run"), capsys.readouterr().err
+    assert (config.data.direction, config.generator.dropout) == tuple(given.values() or ("BtoA", "none"))
+    assert (config.generator.norm, config.n_layers) == ("instance", 1)
+    network = "depth 5, ngf 4, norm instance"
+    if given:
+        assert f"(step 7); taken over: {network}\n" in said
+        assert f"warning: direction = AtoB, but {unusual['init']} was trained BtoA" in said
+    else:
+        assert f"(step 7); taken over: direction BtoA, {network}, dropout none\n" in said
+        assert "was trained" not in said
+
+
+def test_the_command_line_takes_the_same_over(unusual, tmp_path):
+    words = ["train", "data", "--out", str(tmp_path / "run"), "--crop-size=32"]
+    for option, path in unusual.items():
+        words += [f"--{option.replace('_', '-')}", path]
+    assert cli.parse(words).training == replace_options(defaults_of_models(**unusual), {**unusual, "crop_size": 32})
+    assert cli.parse([*words, "--direction=AtoB"]).training.data.direction == "AtoB"
+
+
 def test_an_objective_without_a_discriminator_takes_none():
     with pytest.raises(InputError, match=r"init_discriminator = x: objective = l1 has no discriminator"):
         train_config(objective="l1", init_discriminator="x")
@@ -99,7 +149,7 @@ def test_a_run_goes_on_from_a_run_and_is_resumed_without_it(tmp_path, pairs, sma
     train(pairs, first, **small, seed=3, max_steps=2, quiet=True)
     train(pairs, second, **small, init=first, init_discriminator=first, max_steps=1)
     said = capsys.readouterr().err
-    assert re.search(rf"generator: starts from {first} \(step 2, direction AtoB\)", said)
+    assert re.search(rf"generator: starts from {first} \(step 2\); taken over: direction AtoB, depth 5, ngf 4", said)
     assert f"discriminator: starts from {first}" in said
     assert recorded_config(second).init == str(first)
     before, after = (checkpoint.newest(run) / "discriminator.safetensors" for run in (first, second))
