@@ -86,7 +86,7 @@ class State(ABC):
 
 def _initial(build: Callable[[], Net], draws: torch.Generator) -> Net:
     """A network in training mode with pix2pix's initial weights, on the CPU. Torch's own, which would be overwritten,
-    take longer than all the rest: so it is built without memory first."""
+    take nearly as long: so it is built without memory first."""
     with torch.device("meta"):
         net = build()
     return init_weights(net.to_empty(device="cpu"), draws)
