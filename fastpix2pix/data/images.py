@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PIXELS = 2**26  # of one file, 64 megapixels; checked in the header, before anything is decoded
-IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
+IMAGE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+)
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 READ_FORMATS = (
@@ -33,6 +35,7 @@ _WRITE = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95}),
     ".jpeg": ("JPEG", {"quality": 95}),
+    ".jfif": ("JPEG", {"quality": 95}),
     ".webp": ("WEBP", {"quality": 95}),
     ".bmp": ("BMP", {}),
     ".tif": ("TIFF", {}),

@@ -11,16 +11,6 @@ from ..errors import InputError
 from .layers import Block, channels, init_weights
 
 
-def receptive_field(n_layers: int) -> int:
-    """Side, in pixels, of the patch one logit sees: 1, 16, 34, 70, 142, 286 for 0 to 5 strided layers."""
-    if n_layers == 0:
-        return 1
-    side = 7  # of the two 4x4 convolutions of stride 1 at the end
-    for _ in range(n_layers):
-        side = 2 * side + 2
-    return side
-
-
 def output_size(n_layers: int, size: int) -> int:
     """Logits along a side of `size` pixels; refused where not one patch fits."""
     out = size if n_layers == 0 else (size >> n_layers) - 2

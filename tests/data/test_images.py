@@ -211,7 +211,7 @@ def test_write_and_read_again(tmp_path, suffix, array):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".jfif", ".webp"])
 def test_write_lossy(tmp_path, suffix):
     ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[:, None, None], (64, 64, 3))
     write_image(tmp_path / f"x{suffix}", ramp)
