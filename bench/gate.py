@@ -5,7 +5,8 @@ python -m bench.gate compare                         measure again; exit code 4 
 python -m bench.gate compare --only 'kernels/*' --plant 'kernels/l1_tanh_loss *=2'    a slow-down that must be found
 
 Limits and their reasons are in bench/thresholds.toml. Exit codes: 0, 4 where a ratio is over its limit or a comparison
-computes something else, 2 for a bad option, 3 where the suites cannot run. `make` turns any of them into its own 2.
+computes something else or fails, 2 for a bad option, 3 for a device that is not there.
+`make` turns any of them into its own 2.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fastpix2pix.device import resolve_device
+from fastpix2pix.errors import Fastpix2pixError, InputError
 
 from .devices import ROOT
 
@@ -111,6 +115,8 @@ def run_suites(only: Sequence[str], plant: str, device: str, extra: Sequence[str
         done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
         if done.returncode:
             raise Failed(f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}")
+        if not record.is_file():
+            raise InputError(f"--only {' '.join(only)}: matches no comparison; 'kernels/*' and '*/batch 1*' do")
         return json.loads(record.read_text(encoding="utf-8"))
 
 
@@ -189,19 +195,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.plant and not re.fullmatch(r".+=[1-9]\d*", options.plant):
         parser.error(f"--plant {options.plant}: give PATTERN=TIMES, 'kernels/l1_tanh_loss *=2'")
-    from fastpix2pix.device import resolve_device
-    from fastpix2pix.errors import Fastpix2pixError
-
-    try:
-        device = str(resolve_device(options.device))
-    except Fastpix2pixError as error:
-        print(f"bench.gate: {error}", file=sys.stderr)
-        return error.exit_code
     only = options.only or ["*"]
     try:
+        device = str(resolve_device(options.device))
         if options.action == "save":
             return save(only, device)
         return compare(only, device, options.plant, options.retries)
+    except Fastpix2pixError as error:
+        print(f"bench.gate: {error}", file=sys.stderr)
+        return error.exit_code
     except Failed as error:
         print(f"bench.gate: the suites did not pass:\n{error}", file=sys.stderr)
         return 4

@@ -35,7 +35,7 @@ NODE_US = 2.0  # a dependent kernel inside a CUDA graph: an assumption until mea
 DEVICES = {
     "A100": Device("A100", 312, 2.0, 108, "NVIDIA A100 data sheet, 80 GB SXM"),
     "H100": Device("H100", 990, 3.35, 132, "NVIDIA H100 data sheet, SXM"),
-    "H200": Device("H200", 790, 4.3, 132, "8192 cubed bf16 matmul and device copy, as measured on one"),
+    "H200": Device("H200", 990, 4.8, 132, "NVIDIA H200 data sheet, SXM"),
     "RTX 4090": Device("RTX 4090", 165, 1.008, 128, "NVIDIA Ada GPU architecture paper"),
     "RTX 5090": Device("RTX 5090", 209.5, 1.792, 170, "NVIDIA RTX Blackwell GPU architecture paper"),
     "L4": Device("L4", 121, 0.3, 58, "NVIDIA L4 data sheet"),

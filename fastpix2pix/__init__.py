@@ -8,6 +8,7 @@ Names are resolved on first use, so that importing the package is cheap and touc
     picture = g(label)                  # PIL image, uint8 array or float tensor in, the same kind out
     f2p.evaluate("run", "facades")
     f2p.Stream(g, "in.mp4", "out.mp4").run()  # camera, URL, folder of frames; see `fastpix2pix infer --help`
+    frames = f2p.Frames(g, 720, 1280)   # frames of your own program: submit and collect, or translate
     f2p.build("run", "model.engine", target="tensorrt-rtx", capabilities="sm80")
 """
 
@@ -20,7 +21,10 @@ _HOME = {
     "CheckFailed": "errors",
     "EnvironmentFailed": "errors",
     "FrameRuntime": "runtime.native",
+    "Frames": "streaming.frames",
     "InputError": "errors",
+    "InputSpec": "runtime.native",
+    "OutputSpec": "runtime.native",
     "Stream": "streaming.stream",
     "build": "building.build",
     "evaluate": "evaluation",
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .runtime.load import load as load
     from .runtime.native import FrameRuntime as FrameRuntime
+    from .runtime.native import InputSpec as InputSpec
+    from .runtime.native import OutputSpec as OutputSpec
+    from .streaming.frames import Frames as Frames
     from .streaming.stream import Stream as Stream
     from .training.loop import train as train
 

@@ -90,7 +90,7 @@ def _as_expected(error: BaseException) -> Fastpix2pixError | None:
         return EnvironmentFailed(f"{error.filename or 'disk'}: {error.strerror}")
     text = (str(error).splitlines() or ["allocation failed"])[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return EnvironmentFailed(f"out of memory ({text}); lower --batch, --size or --ngf")
+        return EnvironmentFailed(f"out of memory ({text}); lower --batch, the size (train: --crop-size) or --ngf")
     if text.startswith("DataLoader worker"):  # raised by a signal handler, wherever the main thread is
         return EnvironmentFailed(f"a loading worker died ({text}); too little memory? lower --workers")
     return None

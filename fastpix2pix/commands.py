@@ -404,8 +404,8 @@ class TuneCommand:
 
     model: Path | None = None  # measure inference of this model; default: a step of training with the options below
     size: int | None = None  # with --model: pixels a side; default: the model's record, else 256
-    minutes: float = 10.0  # wall time, about; what is left is measured by the next call
-    afresh: bool = False  # measure everything again
+    minutes: float = 10.0  # wall time, about, of a model; of a step for its convolutions, and as much for the race
+    afresh: bool = False  # measure a step again from the beginning; a model always is
     training: OmitArgPrefixes[Train] = field(default_factory=Train)  # batch, crop, networks, precision, device count
     json: _JsonFile = None  # file for everything that was measured; - is stdout
 
@@ -413,6 +413,8 @@ class TuneCommand:
         from .console import Progress
         from .device import resolve_device
 
+        if self.model is None and self.size is not None:
+            raise InputError(f"size = {self.size}: is for --model; a step of training is measured at crop_size")
         device = resolve_device(self.training.device)
         with Progress("tune") as progress:
             if self.model is None:
@@ -437,7 +439,8 @@ class TuneCommand:
         for line in lines:
             say(line)
         if not content["complete"]:
-            say("time was up before everything was measured: call tune again to go on")
+            todo = "call tune again to go on" if self.model is None else "give more --minutes"
+            say(f"time was up before everything was measured: {todo}")
         write_json(self.json, content)
         return 0
 

@@ -41,6 +41,7 @@ _OTHER_NAMES = {
     "print_freq": "log_steps",
     "results_dir": "out",
     "save_latest_freq": "checkpoint_steps",
+    "size": "crop_size",
 }
 
 

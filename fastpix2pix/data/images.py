@@ -15,10 +15,8 @@ from .members import File, Member
 if TYPE_CHECKING:
     import torch
 
-MAX_PIXELS = 2**26  # of one file, 64 megapixels; checked in the header, before anything is decoded
-IMAGE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
-)
+MAX_PIXELS = 2**26  # of one file, 67 megapixels; checked in the header, before anything is decoded
+IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 READ_FORMATS = (

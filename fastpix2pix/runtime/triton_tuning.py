@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..config import Modes
 from ..device import resolve_precision
-from ..errors import InputError
+from ..errors import EnvironmentFailed, InputError
 from ..kernels.conv_plan import ConvPlan, Problem, conv_candidates, conv_plan
-from ..kernels.dispatch import overlap_reasons
+from ..kernels.dispatch import environment_reasons, overlap_reasons
 from ..kernels.geometry import Gather, Geometry, Source
 from ..model import Unet
 from ..model.load import load_generator
@@ -42,6 +42,8 @@ def tune_model(
     **options: Any,  # of tune_engine
 ) -> dict[str, Any]:
     """`tune_engine` in the model's own modes."""
+    if reasons := environment_reasons(device.type):
+        raise EnvironmentFailed(f"tune: {'; '.join(reasons)}")
     net, record = load_generator(model)
     modes, _ = resolve_modes(record)
     side = size or int(record.get("size") or 256)

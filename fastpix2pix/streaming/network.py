@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,8 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..config import Stream as Options
 from ..errors import InputError
-from ..runtime.engine import Engine
+from ..runtime.engine import Engine, TorchEngine
+from ..runtime.translator import Translator
+from .steady import Steady
 from .timing import Timing
 from .together import Together
 
@@ -69,3 +74,21 @@ def check_channels(engine: Engine) -> None:
     channels = engine.in_channels, engine.out_channels
     if not set(channels) <= {1, 3}:
         raise InputError(f"the model has {channels[0]} and {channels[1]} channels; videos have 1 (gray) or 3")
+
+
+def for_video(g: Translator, say: Callable[[str], None]) -> Translator:
+    """The model, with fixed noise where random noise was not asked for: it would flicker."""
+    if g.modes.noise != "random" or g.modes_source.get("noise") == "given":
+        return g
+    if not isinstance(g.engine, TorchEngine):
+        say("noise random, as recorded: the video will flicker; give --noise fixed, or build the file with it")
+        return g
+    say(f"noise fixed instead of random ({g.modes_source['noise']}): a video would flicker; --noise random insists")
+    engine = copy.copy(g.engine)
+    engine.modes = replace(engine.modes, noise="fixed")
+    return Translator(engine, {**g.modes_source, "noise": "video"}, g.record)
+
+
+def steps_of(options: Options) -> list[Step]:
+    """What sees every picture after the network."""
+    return [Steady(options.steady)] if options.steady else []

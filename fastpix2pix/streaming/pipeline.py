@@ -13,8 +13,8 @@ from ..config import Stream as Options
 from ..console import say
 from ..runtime.engine import Engine
 from ..runtime.fitting import size_asked
-from ..runtime.native import FrameRuntime, InputSpec, OutputSpec
-from .device import DeviceNetwork, on_gpu
+from ..runtime.native import FrameRuntime
+from .frame_runtime import frame_runtime
 from .geometry import Geometry, check_fixed, fit_into
 from .live import Clock
 from .network import Network
@@ -26,9 +26,6 @@ from .sinks import Sink
 from .sources import Sound, Source
 from .timing import Timing
 
-_SLOTS, _DEPTH = 4, 1  # pictures inside the runtime, offline
-_GPU_DEPTH = 3  # offline on a GPU: one going up, one in the network, one coming down
-_LIVE_SLOTS = 2  # one in work, one waiting: a queue of 1
 _LONG = 20.0  # seconds of work that are announced
 _BEAT = 0.2  # seconds between two looks at whether to stop
 
@@ -137,26 +134,16 @@ class Pipeline:
         return replace(media, height=height, width=width, pixels=self.sink.pixels, aspect=aspect)
 
     def _make_runtime(self, media: Media, geometry: Geometry, out: Media) -> FrameRuntime:
-        network: Any = self._network
-        options: dict[str, Any] = {}
-        layout, depth = self._network.layout, _DEPTH
-        if on_gpu(self._engine, self._options):
-            on_device = DeviceNetwork(self._engine, *geometry.network)
-            network, options, layout = on_device.engine, on_device.options, on_device.layout
-            depth = _DEPTH if self._options.live else _GPU_DEPTH
-        colour: Any = {"matrix": media.colour.matrix, "range": media.colour.range, "layout": layout}
-        size = (media.height, media.width)
-        runtime = FrameRuntime(
-            InputSpec(media.pixels, size, geometry.network, crop=geometry.crop, place=geometry.place, **colour),
-            OutputSpec(out.pixels, geometry.output, geometry.network, region=geometry.region, **colour),
-            network,
-            **options,
-            slots=_LIVE_SLOTS if self._options.live else _SLOTS,
-            depth=depth,
-            policy="drop-oldest" if self._options.live else "block",
+        runtime, why = frame_runtime(
+            self._engine,
+            self._network,
+            (media.height, media.width),
+            geometry,
+            (media.pixels, out.pixels),
+            (media.colour.matrix, media.colour.range),
+            self._options,
         )
-        uncaptured, _, why = runtime.describe()["graph"].partition(": ")
-        if uncaptured == "none" and why:
+        if why:
             say(f"{self.source.name}: every frame is started anew, without a CUDA graph ({why})")
         return runtime
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,18 @@ from ..console import say, write_json
 from ..errors import Fastpix2pixError, InputError
 from ..interrupt import Interrupt
 from ..openmp import release_team
-from ..runtime.engine import TorchEngine
 from ..runtime.tiles import TiledEngine, check_tiles
 from ..runtime.translator import Translator
 from . import pyav  # noqa: F401
 from .address import shown, source_kind
 from .device import on_gpu
-from .network import Batches, Network, Step, check_channels
+from .network import Batches, Network, Step, check_channels, for_video, steps_of
 from .pipeline import Pipeline
 from .plan import make_sink, plan
 from .preview import Pane, Preview
 from .report import COUNTS, Report
 from .sources import source_of
-from .steady import Flicker, FlickerFigures, Steady
+from .steady import Flicker, FlickerFigures
 from .together import Together
 
 _GRACE = 5.0  # seconds that a source that is still being opened may take after Ctrl-C
@@ -92,7 +90,7 @@ def translate(
 
     Errors that are nobody's fault are raised after all streams were brought to an end that can be played.
     """
-    g = _for_video(g, say)
+    g = for_video(g, say)
     engine = g.engine
     check_channels(engine)
     check_tiles(engine, options)
@@ -101,7 +99,7 @@ def translate(
     together = Together(Batches(tiled), batch)
     panes, pipelines = [], []
     for source, sink in pairs:
-        network = Network(together, engine, [*_steps(options), *steps])
+        network = Network(together, engine, [*steps_of(options), *steps])
         pane = Pane(f"{shown(source)} → {shown(sink)}")
         given = source_of(source, options, str(engine.device))
         size = int(g.record.get("size") or 256)
@@ -204,20 +202,3 @@ def _run_all(
         raise failed[0]
     signal = getattr(asked, "signal", None)
     return [reports.get(pipeline) or pipeline.nothing() for pipeline in pipelines], signal
-
-
-def _for_video(g: Translator, say: Callable[[str], None]) -> Translator:
-    """The model, with fixed noise where random noise was not asked for: it would flicker."""
-    if g.modes.noise != "random" or g.modes_source.get("noise") == "given":
-        return g
-    if not isinstance(g.engine, TorchEngine):
-        say("noise random, as recorded: the video will flicker; give --noise fixed, or build the file with it")
-        return g
-    say(f"noise fixed instead of random ({g.modes_source['noise']}): a video would flicker; --noise random insists")
-    engine = copy.copy(g.engine)
-    engine.modes = replace(engine.modes, noise="fixed")
-    return Translator(engine, {**g.modes_source, "noise": "video"}, g.record)
-
-
-def _steps(options: Options) -> list[Step]:
-    return [Steady(options.steady)] if options.steady else []
