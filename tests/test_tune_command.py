@@ -32,10 +32,12 @@ def model(tmp_path):
     return path
 
 
-def test_without_triton_on_this_device_it_says_why(tmp_path):
+@pytest.mark.parametrize("of", ["step", "model"])
+def test_without_triton_on_this_device_it_says_why(model, of):
     """Of its own process: the suite's runs the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "fastpix2pix.cli", "tune", *TINY]
+    subject = [f"--model={model}"] if of == "model" else []
+    command = [sys.executable, "-m", "fastpix2pix.cli", "tune", *TINY, *subject]
     found = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert found.returncode == 3
     assert "error: tune: own kernels need a CUDA GPU" in found.stderr
@@ -57,6 +59,11 @@ def test_a_training_step_with_no_time(tmp_path, monkeypatch, capsys):
 def test_bad_input(model, option, text, capsys):
     assert cli.main(["tune", f"--model={model}", *TINY, option]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_size_is_for_a_model(capsys):
+    assert cli.main(["tune", *TINY, "--size=64"]) == 2
+    assert "--size 64: is for --model; a step of training is measured at crop_size" in capsys.readouterr().err
 
 
 def test_a_generator_is_tuned_and_its_products_are_found_again(tmp_path):

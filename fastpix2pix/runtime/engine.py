@@ -63,7 +63,11 @@ class Engine(Protocol):
         """One call on the caller's buffers, which are in use until the stream gets past it."""
 
     def describe(self) -> dict[str, Any]:
-        """Backend, device and precision, JSON-ready."""
+        """Backend, device and precision, JSON-ready.
+
+        Of engines built for some shapes also "sizes", [height, width] from the smallest to the largest, and "batches"
+        likewise; empty, or not there, where they take any.
+        """
 
 
 class TorchEngine:

@@ -47,8 +47,8 @@ def size_asked(
     described: dict[str, Any],  # of Engine.describe
 ) -> Size | None:
     """--size; without one, what is scaled anyway is scaled to what an engine of one size takes."""
-    fixed = described.get("size")
-    return options.sides or ((fixed[0], fixed[1]) if fixed and options.fit in ("resize", "crop") else None)
+    only = {(height, width) for height, width in described.get("sizes", ())}
+    return options.sides or (only.pop() if len(only) == 1 and options.fit in ("resize", "crop") else None)
 
 
 def fit_image(

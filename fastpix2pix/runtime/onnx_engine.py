@@ -96,13 +96,13 @@ class OnnxEngine:
         self._session.run_with_iobinding(binding)
 
     def describe(self) -> dict[str, Any]:
-        """Backend, device (with the GPU's name), precision, and the size and number of images it takes."""
+        """As of an Engine, with the GPU's name and the pixels."""
         described = {"backend": "onnxruntime", "device": str(self.device), "precision": self.form.precision}
         if self.device.type == "cuda":
             described["gpu"] = torch.cuda.get_device_name(self.device)
         form = self.form
-        size = None if form.height is None else [form.height, form.width]
-        return {**described, "pixels": form.pixels, "size": size, "batch": form.batch}
+        sizes = [] if form.height is None else [[form.height, form.width]]
+        return {**described, "pixels": form.pixels, "sizes": sizes, "batches": [form.batch] if form.batch else []}
 
     def _open(self, model: str | Path | bytes) -> Any:
         import onnxruntime

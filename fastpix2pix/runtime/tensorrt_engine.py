@@ -167,7 +167,6 @@ class TensorRTEngine:
             "version": plan.version,
             "pixels": plan.form.pixels,
             "sizes": [list(size) for size in plan.sizes],
-            "size": list(plan.sizes[0]) if len({*plan.sizes}) == 1 else None,  # the only one
             "batches": list(plan.batches),
             "latency": plan.latency,
         }

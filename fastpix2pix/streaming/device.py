@@ -93,8 +93,8 @@ def not_supported_reasons(engine: Engine, options: Stream, streams: int = 1) -> 
     described = engine.describe()
     if described.get("pixels") == "uint8":
         reasons.append("the engine takes uint8 pixels")
-    batches = described.get("batches") or [described.get("batch") or 1]  # a range, one number, or any
-    if batches[0] > 1:
+    batches = described.get("batches")
+    if batches and batches[0] > 1:
         numbers = ", ".join(map(str, sorted({*batches})))
         reasons.append(f"the engine is built for {numbers} images in one call, not for 1")
     if options.steady or options.fit == "tile":

@@ -46,7 +46,7 @@ def fit_into(
 
 def check_fixed(geometry: Geometry, source: Size, described: dict[str, Any]) -> None:
     """Refuse what an engine of some sizes does not take, before anything is made."""
-    sizes = described.get("sizes") or [size for size in [described.get("size")] if size]
+    sizes = described.get("sizes")
     if not sizes:
         return
     least, most = sizes[0], sizes[-1]

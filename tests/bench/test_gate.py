@@ -130,6 +130,8 @@ def test_options(capsys):
         gate.main(["compare", "--plant", "kernels/adam"])
     assert stop.value.code == 2 and "give PATTERN=TIMES" in capsys.readouterr().err
     assert gate.main(["compare", "--device", "tpu"]) == 2
+    assert gate.main(["compare", "--device", "cpu", "--only", "nothing/*"]) == 2
+    assert "--only nothing/*: matches no comparison" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("caught", "code"), [(4, 0), (0, 4)])

@@ -78,9 +78,9 @@ def test_the_file_describes_itself(folder):
     g = load(folder / "any.onnx", device="cpu")
     described = g.describe()
     assert described == json.loads(json.dumps(described))
-    assert described | {"backend": "onnxruntime", "device": "cpu", "precision": "fp32", "size": None} == described
+    assert described | {"backend": "onnxruntime", "device": "cpu", "precision": "fp32", "sizes": []} == described
     assert g.modes == Modes() and g.record["direction"] == "BtoA" and g.modes_source["noise"] == "record"
-    assert load(folder / "four.onnx", "onnxruntime").describe()["size"] == [32, 64]
+    assert load(folder / "four.onnx", "onnxruntime").describe()["sizes"] == [[32, 64]]
 
 
 # Buffers of the caller

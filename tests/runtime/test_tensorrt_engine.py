@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastpix2pix.config import Form, Generator, Modes
+from fastpix2pix.config import Fitted, Form, Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
 from fastpix2pix.runtime import load, tensorrt_engine
+from fastpix2pix.runtime.fitting import size_asked
 from fastpix2pix.runtime.plan import Machine, kernels, read_plan, sidecar, update_plan, write_plan
 from fastpix2pix.runtime.tensorrt_engine import TensorRTEngine, not_supported_reasons
 from fastpix2pix.runtime.tensorrt_library import library, missing, target_for
@@ -212,12 +213,12 @@ def test_what_tensorrt_rtx_compiles_is_kept_and_made_anew_where_it_is_refused(st
     assert kernels(path).read_bytes() == b"kernels of another driver"
 
 
-def test_an_engine_of_one_size_says_it(stand_in, monkeypatch):
+def test_pictures_are_scaled_to_the_only_size_of_an_engine(stand_in, monkeypatch):
     engine, _ = stand_in
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    assert engine.describe()["size"] is None
+    assert size_asked(Fitted("resize"), engine.describe()) is None
     engine.plan = dataclasses.replace(engine.plan, sizes=((32, 64),))
-    assert engine.describe()["size"] == [32, 64]
+    assert size_asked(Fitted("resize"), engine.describe()) == (32, 64)
 
 
 @pytest.mark.gpu

@@ -47,10 +47,10 @@ def test_what_cannot_be_is_refused_with_all_reasons(model, tmp_path):
     ("takes", "reason"),
     [
         ({}, None),
-        ({"batch": None}, None),
-        ({"batch": 1}, None),
+        ({"batches": []}, None),
+        ({"batches": [1]}, None),
         ({"batches": [1, 2, 4]}, None),
-        ({"batch": 4}, "the engine is built for 4 images in one call, not for 1"),
+        ({"batches": [4]}, "the engine is built for 4 images in one call, not for 1"),
         ({"batches": [2, 2, 4]}, "the engine is built for 2, 4 images in one call, not for 1"),
     ],
 )

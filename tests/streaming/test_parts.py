@@ -47,13 +47,13 @@ def test_fits(source, fit, size, even, expected):
 
 def test_an_engine_of_some_sizes_refuses_others_before_anything_is_made():
     geometry = fit_into(HD, "pad", None, 256, 256, True)
-    check_fixed(geometry, (720, 1280), {"size": None})
-    check_fixed(geometry, (720, 1280), {"size": [768, 1280]})
+    check_fixed(geometry, (720, 1280), {"sizes": []})
+    check_fixed(geometry, (720, 1280), {"sizes": [[768, 1280]]})
     with pytest.raises(InputError, match=r"1280x768.*this engine takes 256x256; use fit = resize.*size = 768x1280"):
-        check_fixed(geometry, (720, 1280), {"size": [256, 256]})
-    check_fixed(geometry, (720, 1280), {"size": None, "sizes": [[256, 256], [512, 512], [768, 1280]]})
+        check_fixed(geometry, (720, 1280), {"sizes": [[256, 256]]})
+    check_fixed(geometry, (720, 1280), {"sizes": [[256, 256], [512, 512], [768, 1280]]})
     with pytest.raises(InputError, match=r"1280x768.*this engine takes 256x256 to 1024x512; use fit"):
-        check_fixed(geometry, (720, 1280), {"size": None, "sizes": [[256, 256], [512, 512], [512, 1024]]})
+        check_fixed(geometry, (720, 1280), {"sizes": [[256, 256], [512, 512], [512, 1024]]})
 
 
 def test_quantiles_are_at_most_five_percent_high():
