@@ -287,7 +287,7 @@ PYBIND11_MODULE(_native, m) {
       .def("poll", &PyRuntime::poll, py::arg("frame"))
       .def("finish", &PyRuntime::finish)
       .def("close", &PyRuntime::close)
-      // addition: True once finish was called and no frame is inside, so that None of a collect with a timeout is clear
+      // True once finish was called and no frame is inside, so that None of a collect with a timeout is clear
       .def_property_readonly("drained", &PyRuntime::drained)
       .def("stats", &PyRuntime::stats)
       .def("describe", &PyRuntime::describe);

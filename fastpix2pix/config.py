@@ -116,11 +116,11 @@ class Data:
 
     direction: Direction = "AtoB"  # which half is the input: AtoB = left to right, BtoA = right to left
     crop_size: int = 256  # side of the training crop, and of validation images, in pixels
-    load_size: int | None = None  # side each half is resized to before the crop, pixels; default 286/256 of crop_size
+    load_size: int | None = None  # pixels a side of each half before the crop; default: 286/256 of crop_size
     flip: bool = True  # mirror a pair left-right with probability 0.5
-    loader: Literal["auto", "torch", "dali"] = "auto"  # auto: DALI on a CUDA device where installed, else PIL + torch
+    loader: Literal["auto", "torch", "dali"] = "auto"  # auto: DALI on a GPU where installed, else Pillow and torch
     workers: int | None = None  # loading processes (torch) or threads (dali); default: cores - 1, between 1 and 8
-    holdout: int = 0  # pairs taken out of training for validation where the data has no val folder
+    holdout: int = 0  # pairs set aside for validation, of data without a val folder
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -149,33 +149,33 @@ class Train:
     objective: Literal["l1+cgan", "l1+gan", "cgan", "gan", "l1"] = "l1+cgan"  # the paper's loss and its ablations
     gan_loss: Literal["bce", "lsgan"] = "bce"  # on the discriminator's logits
     lambda_l1: float = 100.0  # weight of the L1 loss
-    batch: int = 1  # pairs per step; under torchrun of every process, so a step takes as many times the processes
+    batch: int = 1  # pairs in a step; under torchrun in every process, so a step takes batch x processes
     epochs: int = 200  # passes over the data
     schedule: Literal["linear", "constant"] = "linear"  # linear: the rate falls to zero over the last decay_epochs
-    decay_epochs: int | None = None  # length of the linear decay; default: half of the epochs
+    decay_epochs: int | None = None  # epochs of the linear decay; default: half of all
     lr: float = 2e-4  # Adam's learning rate
-    beta1: float = 0.5  # Adam's first moment decay
-    beta2: float = 0.999  # Adam's second moment decay
-    pool: int = 0  # earlier outputs kept to show the discriminator again (image pool); 0 = off
-    ema: float = 0.0  # decay per step of an averaged copy of the generator, which is then the model saved; 0 = off
+    beta1: float = 0.5  # Adam's decay of the first moment
+    beta2: float = 0.999  # Adam's decay of the second moment
+    pool: int = 0  # earlier outputs that the discriminator is shown again (image pool); 0: off
+    ema: float = 0.0  # decay per step of an averaged generator, which is then the model that is saved; 0: off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1; torchrun: a GPU per process
-    step: Literal["auto", "modules", "explicit"] = "auto"  # autograd, or own passes and kernels; auto: as measured
-    impl: Literal["auto", "reference", "triton"] = "auto"  # of the explicit step's kernels: Triton, or plain torch
-    graph: Literal["auto", "on", "off"] = "auto"  # the explicit step as one CUDA graph; auto: where that can be done
-    convolutions: Literal["auto", "library", "own"] = "auto"  # of the explicit step: cuDNN, own kernels, or as measured
-    tune_minutes: float = 2.0  # wall time that step and convolutions = auto may each measure a GPU for, once; 0: none
-    init: str | None = None  # model to start from: run, .safetensors, .pth; its network and direction are the defaults
-    init_discriminator: str | None = None  # likewise the discriminator, of a run's newest checkpoint or a file
-    seed: int = 0  # of weights, dropout, order and jitter
+    step: Literal["auto", "modules", "explicit"] = "auto"  # autograd, own passes and kernels, or the faster
+    impl: Literal["auto", "reference", "triton"] = "auto"  # kernels of the explicit step: Triton or plain torch
+    graph: Literal["auto", "on", "off"] = "auto"  # run the explicit step as one CUDA graph; auto: where possible
+    convolutions: Literal["auto", "library", "own"] = "auto"  # of the explicit step: cuDNN, own, or auto: the faster
+    tune_minutes: float = 2.0  # minutes that step and convolutions = auto may each measure, once per GPU; 0: none
+    init: str | None = None  # start from a model (run, .safetensors, .pth); its network and direction are the defaults
+    init_discriminator: str | None = None  # the same for the discriminator: a run (its newest checkpoint) or a file
+    seed: int = 0  # of first weights, dropout, order and jitter
     deterministic: bool = False  # ask torch for deterministic algorithms (slower on a GPU; the CPU always is)
-    max_steps: int = 0  # stop after this many steps; 0 = no limit
-    max_minutes: float = 0.0  # stop after this much wall time, then validate and save; 0 = no limit
+    max_steps: int = 0  # stop after this many steps; 0: no limit
+    max_minutes: float = 0.0  # stop after this many minutes, validate and save; 0: no limit
     log_steps: int = 50  # steps between two lines of metrics
-    validate_epochs: int = 10  # epochs between two validations; the end of the run always has one; 0 = only there
-    checkpoint_minutes: float = 10.0  # wall time between two checkpoints; the end of the run always has one
-    checkpoint_steps: int = 0  # steps between two checkpoints, in addition; 0 = off
-    keep_checkpoints: int = 2  # newest checkpoints kept
+    validate_epochs: int = 10  # epochs between two validations; 0: only at the end, where there always is one
+    checkpoint_minutes: float = 10.0  # minutes between two checkpoints; there always is one at the end
+    checkpoint_steps: int = 0  # steps between two checkpoints, besides those by time; 0: none
+    keep_checkpoints: int = 2  # how many of the newest checkpoints are kept
     best_by: Literal["l1", "psnr", "ssim", "match"] = "l1"  # validation metric that chooses the best model
     check_data: bool = True  # decode every image before the first step and name the broken ones
     tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
@@ -257,15 +257,15 @@ class Infer:
     norm_stats: NormStats | None = None  # image or running statistics; default: the model's record, else image
     noise: Noise | None = None  # dropout off, fixed or random; default: the model's record, else off
     seed: int = 0  # of the noise
-    backend: Backend = "auto"  # what runs the generator; auto: torch, or own Triton kernels as tune measured
+    backend: Backend = "auto"  # what runs the generator; auto: torch, or triton where tune found it faster
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, else bf16 or fp16
-    batch: int = 1  # images of equal size, or pictures of several videos, translated together
+    batch: int = 1  # images of equal size, or frames of several videos, that are translated together
     cache: bool = True  # keep the engines that backend = tensorrt or tensorrt-rtx builds from a model
     cache_gib: float = 4.0  # GiB of engines kept; the least used go first
-    direction: Direction | None = None  # the sources are A|B images: take the left (AtoB) or right (BtoA) half
-    side_by_side: bool = False  # of images: write input | output into one
-    suffix: str | None = None  # file type in a folder sink: png (images), mp4 (videos), or a video's frames as png
+    direction: Direction | None = None  # the images are A|B pairs: translate the left half (AtoB) or the right (BtoA)
+    side_by_side: bool = False  # of an image, write input | output into one file
+    suffix: str | None = None  # of files in a folder: png for images, mp4 for videos, png for a video's frames
     overwrite: bool = False  # replace outputs that exist
     profile: str | None = None  # folder for a trace of a few translations of images, top kernels, launches and bytes
 
@@ -290,9 +290,9 @@ class Raw:
 class Fitted:
     """How pictures get into a network, of images and of video."""
 
-    fit: Fit = "pad"  # pad: the source's own size; tile: that, in squares; resize: to --size; crop: centre, to --size
-    size: str | None = None  # 256 or 256x512 (height x width); of pad and tile at most; default of the others: trained
-    tile: int = 512  # side of the squares of fit = tile, pixels; they overlap by a quarter
+    fit: Fit = "pad"  # pad: at its own size; tile: so, in squares; resize: scaled to size; crop: its centre, so
+    size: str | None = None  # 256 or 256x512 (height x width); pad, tile: at most; resize, crop: exactly, default as trained
+    tile: int = 512  # pixels a side of the squares of fit = tile, which overlap by a quarter
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -317,18 +317,18 @@ class Fitted:
 class Stream(Fitted):
     """Translate video; fit, size and tile are of images too."""
 
-    live: bool = False  # real time: never behind the source, late frames are dropped; files play at their own speed
-    fps: float | None = None  # frames per second of a folder of images read as a video; default 25
-    raw: str | None = None  # what stdin (-) brings without a container: rgb24:1280x720@30 (pixels:width x height@fps)
-    stream: int | None = None  # number of the video stream, as ffprobe counts; default: FFmpeg's best
-    audio: Literal["all", "none"] = "all"  # copy all sound of one source into a file or URL, or none
+    live: bool = False  # real time: late frames are dropped instead of falling behind; files play at their own speed
+    fps: float | None = None  # frames per second of a folder of images that is read as a video; default: 25
+    raw: str | None = None  # frames on stdin (-) without a container: rgb24:1280x720@30 (pixels:width x height@fps)
+    stream: int | None = None  # number of the video stream in the file, as ffprobe counts; default: FFmpeg's choice
+    audio: Literal["all", "none"] = "all"  # copy all of the source's sound, or none
     codec: str = "auto"  # encoder: libx264 (GPL), libsvtav1, ...; auto: libx264, libvpx-vp9 of .webm, none of .y4m
-    quality: int | None = None  # constant rate factor, lower is better; default: 20 of libx264, 32 of free codecs
-    pixel_format: str | None = None  # of what is written; default: yuv420p, rgb24 for raw frames on stdout
+    quality: int | None = None  # constant rate factor, lower is better; default: 20 for libx264, 32 for the free codecs
+    pixel_format: str | None = None  # FFmpeg's name, of the output; default: yuv420p, rgb24 for raw frames on stdout
     hwaccel: Literal["auto", "cuda", "none"] = "auto"  # decode with NVDEC; auto: where the model runs on a GPU
-    frames: Literal["auto", "cpu", "cuda"] = "auto"  # where colours and sizes are converted; auto: cpu until measured
+    frames: Literal["auto", "cpu", "cuda"] = "auto"  # where colours and sizes are converted; auto: cpu
     preview: int | None = None  # port of a page on 127.0.0.1 that shows input | output live; 0: any that is free
-    steady: float = 0.0  # smoothing in time where the input stands still: share kept of the last output, below 1
+    steady: float = 0.0  # share of the last output that is kept where the input stands still, from 0 to below 1
     timeout: float = 10.0  # seconds that a network source may be silent before it is opened again
     reconnects: int = 5  # times that a network source is opened again
     max_frames: int = 0  # stop after this many frames of every source; 0 = no limit
@@ -388,15 +388,15 @@ class Build:
     noise: Noise | None = None  # dropout off, fixed or random; default: the model's record, else off
     seed: int = 0  # of the noise
     size: str | None = None  # 256, 256x512 (height x width), or smallest,usual,largest; default: the record's, else 256
-    batch: str = "1"  # images of a call: one number, or smallest,usual,largest
+    batch: str = "1"  # images in a call: one number, or smallest,usual,largest
     pixels: Literal["float", "uint8"] = "float"  # [N, C, H, W] fp32 in [-1, 1], or [N, H, W, C] uint8
-    calibration: str | None = None  # pairs to calibrate int8 and fp8 on and to compare with; default: painted facades
+    calibration: str | None = None  # pairs that int8 and fp8 are calibrated and compared on; default: painted facades
     direction: Direction | None = None  # which half of a pair is the input; default: the model's record, else AtoB
     calibration_images: int = 32  # images that int8 and fp8 are calibrated on
     gate_images: int = 8  # images compared with the fp32 generator after the build
-    max_difference: float | None = None  # largest difference of a pixel that passes, of 255; default: by precision
-    mean_difference: float | None = None  # largest mean difference of an image that passes, of 255; default: likewise
-    capabilities: str | None = None  # tensorrt-rtx: GPUs to build for, as sm80,sm86; default: the GPU here
+    max_difference: float | None = None  # largest difference of a pixel that passes, in levels; default: by precision
+    mean_difference: float | None = None  # largest mean difference of an image that passes; default: by precision
+    capabilities: str | None = None  # of tensorrt-rtx: the GPUs to build for, as sm80,sm86; default: the one here
     workspace: int | None = None  # MiB of GPU memory a layer may use for scratch; default: the builder's
     timing_cache: str | None = None  # file that keeps what the builder measured, read and written
     version_compatible: bool = False  # for other programs: a plan that lean runtimes of later versions load
@@ -444,10 +444,10 @@ class Bench:
     """Measure this machine: everything here beside plainly written baselines, checked to compute the same."""
 
     parts: str = ",".join(BENCH_PARTS)  # what is compared, in this order
-    scale: Literal["full", "short", "smoke"] = "full"  # minutes, less with smaller networks, or just enough to try it
-    compile: Literal["auto", "on", "off"] = "auto"  # ways that take minutes to build: torch.compile; auto: on a GPU
+    scale: Literal["full", "short", "smoke"] = "full"  # full: minutes; short: smaller networks; smoke: a try
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile, which takes minutes, is among them; auto: on a GPU
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1
-    threads: int = 0  # of the CPU; 0: as many as torch chooses
+    threads: int = 0  # CPU threads; 0: as many as torch chooses
 
     def __post_init__(self) -> None:
         _check_types(self)

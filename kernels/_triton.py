@@ -12,9 +12,8 @@ try:
     version: tuple[int, ...] = tuple(map(int, triton.__version__.split(".")[:2]))
     jit: Any = triton.jit
     constexpr_function: Any = triton.constexpr_function
-    interpreted: bool = (
-        triton.knobs.runtime.interpret
-    )  # read once: `jit` asks at decoration, so this is what kernels are
+    # read once: `jit` asks at decoration, so this is what kernels are
+    interpreted: bool = triton.knobs.runtime.interpret
 except ImportError:
     triton = tl = cuda_capability_geq = None
     interpreted = False

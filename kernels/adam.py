@@ -109,9 +109,8 @@ def _adam_triton(
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    logs = [
-        math.log(beta) if beta else -math.inf for beta in (beta1, beta2)
-    ]  # in double, as 1 - beta: fp32 is too short
+    # in double, as 1 - beta: fp32 is too short
+    logs = [math.log(beta) if beta else -math.inf for beta in (beta1, beta2)]
     outer, middle = p.shape[:-1] or (1, 1)
     launch(
         _adam_kernel,

@@ -227,9 +227,8 @@ def _add_source(
     BK: tl.constexpr,
 ):
     """acc plus one tap of one source."""
-    last = tl.maximum(
-        first, tl.minimum(first + count, C)
-    )  # Triton 3.7.1 flattens loops that end before they begin wrong
+    # not before first: Triton 3.7.1 flattens loops that end before they begin wrong
+    last = tl.maximum(first, tl.minimum(first + count, C))
     for start in range(first, last, BK):
         k = start + tl.arange(0, BK)
         if WHOLE_K:

@@ -13,9 +13,8 @@ from ..config import Modes, Norm
 from ..kernels.philox import Noise, dropout_mask
 
 EPS = 1e-5
-MODULE_RULE = Modes(
-    norm_stats="running"
-)  # leaves normalisation to the module: batch statistics in training, else stored
+# leaves normalisation to the module: batch statistics in training, else stored
+MODULE_RULE = Modes(norm_stats="running")
 CACHED_MASKS = 8  # fixed masks kept per dropout layer; a stream needs one, a folder of mixed sizes a few
 
 Net = TypeVar("Net", bound=nn.Module)

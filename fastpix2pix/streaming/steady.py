@@ -43,10 +43,8 @@ class Steady:
 class FlickerFigures:
     """Means over pairs of consecutive pictures, in levels of 255."""
 
-    flicker: (
-        float  # change of the output minus that of the input, where the input stands still; nan where it never does
-    )
-    output: float  # mean absolute change of the output there
+    flicker: float  # output - input; nan where nothing stands still
+    output: float  # mean absolute change of the output, where the input stands still
     input: float  # mean absolute change of the input there
     still: float  # share of the pixels that stand still
     frames: int
