@@ -78,9 +78,10 @@ def check_new_folder(out: Path, overwrite: bool, reads: Sequence[Path], ours: Se
 
     With overwrite it may be replaced, where all in it is `ours`, patterns of names.
     """
+    place = out.resolve()
     for folder in reads:
-        inside = folder.resolve().is_relative_to(out)  # overwrite would delete what is read
-        if inside or out.is_relative_to(folder.resolve()):
+        inside = folder.resolve().is_relative_to(place)  # overwrite would delete what is read
+        if inside or place.is_relative_to(folder.resolve()):
             raise InputError(
                 f"{out}: {'holds' if inside else 'lies in'} {folder}, which is read; choose another folder"
             )

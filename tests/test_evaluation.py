@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastpix2pix import evaluation
 from fastpix2pix.config import Generator, Modes
 from fastpix2pix.data.batches import Batch
 from fastpix2pix.data.images import read_image, write_image
@@ -146,6 +147,24 @@ def test_one_answer_to_everything_matches_once():
 def test_equal_targets_share_the_first_place():
     targets = noise(3, 1, 40, 40)[[0, 1, 1, 2]]
     assert match_at_1(targets, targets).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_match_in_blocks_of_rows_is_that_of_the_whole(monkeypatch, rows):
+    targets = noise(8, 3, 40, 40)[[0, 1, 2, 2, 4, 5, 6, 7]]  # two of them tie
+    outputs = (targets + 0.2 * noise(8, 3, 40, 40, seed=1))[[0, 2, 1, 3, 4, 6, 5, 7]]
+    whole = match_at_1(outputs, targets)
+    assert whole.tolist() == [True, False, False, True, True, False, False, True]
+    monkeypatch.setattr(evaluation, "_ROWS", rows)
+    assert torch.equal(match_at_1(outputs, targets), whole)
+
+
+def test_match_of_many_images_holds_few_correlations_at_a_time(monkeypatch):
+    largest = []
+    amax = torch.Tensor.amax
+    monkeypatch.setattr(torch.Tensor, "amax", lambda x, **given: largest.append(x.numel()) or amax(x, **given))
+    assert match_at_1(noise(1000, 1, 32, 32), noise(1000, 1, 32, 32)).all()
+    assert max(largest) < 1000 * 300
 
 
 def test_match_is_on_luminance():
@@ -322,6 +341,16 @@ def test_a_folder_of_pictures_is_replaced_where_that_is_asked_for_and_holds_noth
         evaluate(model, data, out=out, overwrite=True)
     with pytest.raises(InputError, match="lies in"):
         evaluate(model, data, out=data / "found")
+
+
+def test_a_folder_that_is_read_is_not_written_into_however_it_is_spelled(model, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(data)
+    for out in ("data/found", "data/../data/found", "link/found"):
+        with pytest.raises(InputError, match=f"{out}: lies in data, which is read"):
+            evaluate(model, "data", out=out)
+    with pytest.raises(InputError, match=r"\.: holds data, which is read"):
+        evaluate(model, "data", out=".", overwrite=True)
 
 
 def test_names_in_archives_stay_below_the_folder(model, data, tmp_path):
