@@ -10,8 +10,10 @@ from ..config import Train
 def rate(config: Train, epochs_done: int) -> float:
     """The learning rate of the epoch that follows `epochs_done` finished ones.
 
-    Linear: factor(e) = 1 - max(0, e + 1 - constant) / (decay + 1), as pytorch-CycleGAN-and-pix2pix has it: with
-    100 + 100 epochs, epochs 1-100 run at lr, epoch 101 at 100/101 lr, epoch 200 at 1/101 lr.
+    Linear: factor(e) = 1 - max(0, e + 1 - constant) / (decay + 1), pytorch-CycleGAN-and-pix2pix's formula, advanced at
+    the end of each epoch, as there until July 2020: with 100 + 100 epochs, epochs 1-100 run at lr, epoch 101 at 100/101
+    lr, epoch 200 at 1/101 lr. Since then its train.py advances it at the beginning of each epoch: everything comes one
+    epoch earlier there, and the last epoch trains at rate 0.
     """
     beyond = max(0, epochs_done + 1 - (config.epochs - config.decay))
     return config.lr * (1 - min(beyond, config.decay) / (config.decay + 1))
