@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from .pairs import SPLITS, Pair, Problem, first_ten, match, scan, splits
 
 Progress = Callable[[int, int], None]  # (done, total), called from the calling thread
 Size = tuple[int, int]  # width, height of image A, pixels
+_AHEAD = 16  # items per thread in work or done before they are asked for
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,16 @@ def default_threads(processes: int = 1) -> int:
     return min(max(cores // processes - 1, 1), 8)
 
 
-def _pooled(work: Callable, items: list, threads: int | None, progress: Progress | None) -> Iterator:
-    """work(item) of each item, in order, on threads (Pillow decodes outside the GIL)."""
-    with ThreadPoolExecutor(threads or default_threads()) as pool:
+def pooled(work: Callable, items: Sequence, threads: int | None = None, progress: Progress | None = None) -> Iterator:
+    """work(item) of each item, in order, on threads (Pillow decodes outside the GIL); few of them are ahead."""
+    threads = threads or default_threads()
+    rest = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
         try:
-            for done, result in enumerate(pool.map(work, items), 1):
+            waiting = deque(pool.submit(work, item) for item in islice(rest, _AHEAD * threads))
+            for done in range(1, len(items) + 1):
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
                 if progress is not None:
                     progress(done, len(items))
                 yield result
@@ -86,7 +94,7 @@ def _examine(pair: Pair, min_size: int, max_pixels: int) -> tuple[list[Problem],
 def _examine_all(
     pairs: Iterable[Pair], min_size: int, max_pixels: int, threads: int | None, progress: Progress | None
 ) -> tuple[list[Problem], list[Size]]:
-    results = list(_pooled(lambda p: _examine(p, min_size, max_pixels), list(pairs), threads, progress))
+    results = list(pooled(lambda p: _examine(p, min_size, max_pixels), list(pairs), threads, progress))
     return [problem for found, _ in results for problem in found], [size for _, size in results if size]
 
 
@@ -97,9 +105,13 @@ def check_files(
     max_pixels: int = MAX_PIXELS,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> None:
-    """Decode the files of these pairs; InputError names the first ten problems and says how many there are."""
-    problems, _ = _examine_all(pairs, min_size, max_pixels, threads, progress)
+) -> list[Problem]:
+    """Decode the files of these pairs; what is wrong with them, for `refuse`."""
+    return _examine_all(pairs, min_size, max_pixels, threads, progress)[0]
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """InputError names the first ten problems and says how many there are; none where there are none."""
     if problems:
         raise InputError(f"{len(problems)} broken pairs: {first_ten([str(p) for p in problems], '; ')}")
 
@@ -178,7 +190,7 @@ def combine(
     with written_aside(out) as aside:
         for below, _ in jobs:
             (aside / below).mkdir(parents=True, exist_ok=True)
-        results = _pooled(lambda j: _join(j[1], aside / j[0] / f"{j[1].name}.png"), jobs, threads, progress)
+        results = pooled(lambda j: _join(j[1], aside / j[0] / f"{j[1].name}.png"), jobs, threads, progress)
         problems += [problem for problem in results if problem]
         if problems:
             raise InputError(f"{len(problems)} files cannot be combined: {first_ten([str(p) for p in problems], '; ')}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -20,22 +20,30 @@ from PIL import Image
 from ..device import with_index
 from ..errors import EnvironmentFailed, InputError
 from .batches import CHUNK, Batch, Feed, nchw
-from .images import MAX_PIXELS, READ_FORMATS, orientation
+from .check import pooled
+from .images import MAX_PIXELS, READ_FORMATS, orientation, retried
 from .members import File
 from .pairs import Pair, first_ten, read_pair
 
 PREFETCH = 2  # chunks DALI works on ahead
 
 
+def _header(path: File) -> tuple[bytes, Image.Image, Image.Exif, int]:
+    """(its first bytes, the closed image, its EXIF block, the orientation that Pillow sees)"""
+    with path.open("rb") as file:
+        head = file.read(25)
+        with Image.open(file, formats=READ_FORMATS) as image:
+            turned = Image.Exif()
+            turned.load(image.info.get("exif") or b"")
+            return head, image, turned, orientation(image)
+
+
 def _refusal(path: File, side_by_side: bool) -> str | None:
     """Why DALI would not read a file as Pillow does, from its header."""
     try:
-        with path.open("rb") as file:
-            head = file.read(25)
-            with Image.open(file, formats=READ_FORMATS) as image:
-                turned = Image.Exif()
-                turned.load(image.info.get("exif") or b"")
-                upright = orientation(image)
+        head, image, turned, upright = retried(partial(_header, path), path)
+    except EnvironmentFailed:
+        raise
     except Exception:  # of any type, as in open_image; the torch loader names what is wrong with the file
         return "not a readable image"
     if image.format not in ("JPEG", "PNG"):
@@ -58,10 +66,10 @@ def _refusal(path: File, side_by_side: bool) -> str | None:
 @lru_cache(maxsize=4)  # the headers are read once per data set
 def _file_reasons(pairs: tuple[Pair, ...]) -> tuple[str, ...]:
     refused: dict[str, list[str]] = {}
-    for pair in pairs:
-        for path in (pair.a, pair.b):
-            if path is not None and (reason := _refusal(path, pair.b is None)):
-                refused.setdefault(reason, []).append(path.name)
+    files = [(path, pair.b is None) for pair in pairs for path in (pair.a, pair.b) if path is not None]
+    for (path, _), reason in zip(files, pooled(lambda one: _refusal(*one), files), strict=True):
+        if reason:
+            refused.setdefault(reason, []).append(path.name)
     return tuple(f"{reason} ({first_ten(names)})" for reason, names in refused.items())
 
 
@@ -84,7 +92,7 @@ def not_supported_reasons(pairs: Sequence[Pair], in_channels: int, out_channels:
 
 def _read(path: File) -> np.ndarray:
     try:
-        return np.frombuffer(path.read_bytes(), np.uint8)
+        return np.frombuffer(retried(path.read_bytes, path), np.uint8)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
 
@@ -156,11 +164,9 @@ def training_batches(feed: Feed) -> Generator[Batch, None, None]:
     """loader.training_batches through DALI: its CPU backend on a CPU, "mixed" (decoding on the GPU) on a GPU.
 
     On a GPU, the batches are torch's own memory, written on the stream that is current when a chunk is asked for.
-    DALI's output is bound to that stream and kept until the copy out of it has run. EnvironmentFailed where DALI
-    cannot load the pairs.
+    DALI's output is bound to that stream and kept until the copy out of it has run. The pairs are ones for which
+    not_supported_reasons gave none.
     """
-    if reasons := not_supported_reasons(feed.pairs, feed.in_channels, feed.out_channels):
-        raise EnvironmentFailed(f"DALI cannot load these pairs: {'; '.join(reasons)}")
     device = with_index(feed.device)
     in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
     pool = ThreadPoolExecutor(max(feed.workers, 1))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,6 +19,8 @@ from .members import File, Member
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 MAX_PIXELS = 2**26  # of one file, 67 megapixels; checked in the header, before anything is decoded
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
@@ -52,6 +59,30 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PASSING = {  # errors of network file systems that may be over in a moment; not every system has all names
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "ENOTCONN")
+    if hasattr(errno, name)
+}
+_WAITS = (0.1, 1.0, 5.0)  # seconds before a file is read again
+
+
+def retried(read: Callable[[], T], path: str | File) -> T:
+    """What `read` gives, which reads `path`; tried again after an error that may pass.
+
+    EnvironmentFailed where it does not pass; any other error is `read`'s own.
+    """
+    waits = iter(_WAITS)
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            if (wait := next(waits, None)) is None:
+                reason = f"{error.strerror}, {len(_WAITS) + 1} times"
+                raise EnvironmentFailed(f"{path}: {reason}; check the disk or the network it is on") from error
+        time.sleep(wait)
 
 
 def orientation(image: Image.Image) -> int:
@@ -80,19 +111,13 @@ def open_image(path: str | File, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The first frame of a file, fully decoded, upright and 8 bit, in one of Pillow's modes.
 
     16-bit gray is scaled by v / 257 and rounded; of 16-bit colour Pillow keeps the high byte. Anything that is not
-    a whole image of a known format, has over max_pixels, or has 32-bit samples raises InputError naming the file.
+    a whole image of a known format, has over max_pixels, or has 32-bit samples raises InputError naming the file; a
+    disk or network that goes on failing raises EnvironmentFailed.
     """
     try:
-        with Image.open(path.open() if isinstance(path, Member) else path, formats=READ_FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise InputError(
-                    f"{width}x{height} pixels are over the limit of {max_pixels / 1e6:.4g} megapixels; scale it down"
-                )
-            image.load()
-            upright = to_8_bit(image)
-            turn = _UPRIGHT.get(orientation(image))
-            return upright if turn is None else upright.transpose(turn)
+        return retried(partial(_decoded, path, max_pixels), path)
+    except EnvironmentFailed:
+        raise
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -105,6 +130,20 @@ def open_image(path: str | File, max_pixels: int = MAX_PIXELS) -> Image.Image:
         if isinstance(error, Image.UnidentifiedImageError):
             reason = f"not an image of a known format ({', '.join(READ_FORMATS)})"
         raise InputError(f"{path}: {reason}") from None
+
+
+def _decoded(path: str | File, max_pixels: int) -> Image.Image:
+    opened = path.open() if isinstance(path, Member) else nullcontext(path)
+    with opened as file, Image.open(file, formats=READ_FORMATS) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise InputError(
+                f"{width}x{height} pixels are over the limit of {max_pixels / 1e6:.4g} megapixels; scale it down"
+            )
+        image.load()
+        upright = to_8_bit(image)
+        turn = _UPRIGHT.get(orientation(image))
+        return upright if turn is None else upright.transpose(turn)
 
 
 def as_array(image: Image.Image, channels: int) -> np.ndarray:

@@ -34,7 +34,10 @@ def choose_loader(
     return "torch", f"not DALI: {'; '.join(reasons)}"
 
 
-def training_batches(feed: Feed) -> Generator[Batch, None, None]:
+def training_batches(
+    feed: Feed,
+    name: str | None = None,  # "torch" or "dali", where choose_loader said so: it may open every file
+) -> Generator[Batch, None, None]:
     """The batches of a feed.
 
     What a batch holds depends on pairs, data, seed and its number alone: not on start, on workers or on how files
@@ -44,7 +47,8 @@ def training_batches(feed: Feed) -> Generator[Batch, None, None]:
     """
     if not feed.pairs:
         raise InputError("there are no pairs to train on")
-    name, _ = choose_loader(feed.data, feed.pairs, feed.device, feed.in_channels, feed.out_channels)
+    if name is None:
+        name, _ = choose_loader(feed.data, feed.pairs, feed.device, feed.in_channels, feed.out_channels)
     loader = dali if name == "dali" else torch_loader
     yield from loader.training_batches(feed)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, FileIO, RawIOBase
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import InputError
 
@@ -33,10 +35,38 @@ class Member:
             archive.seek(self.offset)
             return archive.read(self.size)
 
-    def open(self, mode: str = "rb") -> BytesIO:
-        """As of a Path; all of it is in memory."""
+    def open(self, mode: str = "rb") -> BufferedReader:
+        """As of a Path; only what is asked for is read."""
         assert mode == "rb"
-        return BytesIO(self.read_bytes())
+        return BufferedReader(_Part(self.archive.open("rb", buffering=0), self.offset, self.size))
+
+
+class _Part(RawIOBase):
+    """Bytes of an open archive as a file of their own, which closes it."""
+
+    def __init__(self, archive: FileIO, first: int, size: int) -> None:
+        self._archive, self._first, self._size = archive, first, size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._archive.seek(self._first + self._at)
+        count = self._archive.readinto(memoryview(buffer)[: max(0, self._size - self._at)])
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._archive.close()
+        super().close()
 
 
 File = Path | Member

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from ..config import Modes, Train
 from ..console import Progress
 from ..data.batches import Batch, Feed
-from ..data.check import check_files
+from ..data.check import check_files, default_threads, refuse
 from ..data.loader import choose_loader, training_batches
 from ..data.pairs import Pair, find_pairs, hold_out, splits
 from ..errors import EnvironmentFailed, InputError
@@ -34,6 +35,7 @@ from .state import LOSSES, State
 from .step import build_state, choose_convolutions, choose_step, describe_step
 from .validation import Validation, best_modes, better
 
+_MANY = 5000  # pairs that take a while to decode
 _GO_ON, _SAVE, _TIME_IS_UP = -2, -1, 0  # what processes agree on; above them the numbers of signals
 
 
@@ -86,10 +88,12 @@ class _Run:
             raise InputError(
                 f"{data}: process {group.rank} finds other pairs there than process 0; give all the same data"
             )
-        self.notes = group.first(lambda: self._checked(resume, [*self.pairs, *held_out]))
+        self.notes = group.first(lambda: self._same_run(resume))
+        if config.check_data:
+            self._check_files([*self.pairs, *held_out])
         channels = config.generator.in_channels, config.generator.out_channels
-        loader, reason = choose_loader(config.data, self.pairs, self.device, *channels)
-        self.notes.append(f"loader: {loader} ({reason})")
+        self.loader, reason = group.first(lambda: choose_loader(config.data, self.pairs, self.device, *channels))
+        self.notes.append(f"loader: {self.loader} ({reason})")
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic
 
@@ -113,15 +117,23 @@ class _Run:
             self.notes += start_from_models(self.state, config)
         self.total = schedule.total_steps(config, len(self.pairs), group.size)
 
-    def _checked(self, resume: bool, pairs: Sequence[Pair]) -> list[str]:
-        """What there is to say of the run folder, after it and the images were found usable."""
-        notes = record.check_same_run(self.out, self.record) if resume else []
-        if not resume:
-            record.check_new(self.out)
-        if self.config.check_data:
-            with Progress("check", quiet=self.quiet) as progress:
-                check_files(pairs, progress=progress.count)
-        return notes
+    def _same_run(self, resume: bool) -> list[str]:
+        """What there is to say of the run folder, after it was found usable."""
+        if resume:
+            return record.check_same_run(self.out, self.record)
+        record.check_new(self.out)
+        return []
+
+    def _check_files(self, pairs: Sequence[Pair]) -> None:
+        """Each process decodes its share, and process 0 says what is wrong."""
+        share = pairs[self.group.rank :: self.group.size]
+        with Progress("check", quiet=self.quiet) as progress:
+            if len(share) > _MANY:
+                progress.say(f"every file of {len(pairs)} pairs is decoded once (check_data = False leaves it out)")
+            found = check_files(share, threads=default_threads(self.group.here), progress=progress.count)
+        found += chain.from_iterable(self.group.from_others(lambda: found))
+        if self.leads:
+            refuse(found)
 
     def go(self) -> Result:
         began = time.monotonic()
@@ -210,7 +222,7 @@ class _Run:
             processes=self.group.size,
             here=self.group.here,
         )
-        return training_batches(feed)
+        return training_batches(feed, self.loader)
 
     @contextmanager
     def _profiled(self) -> Iterator[Profile]:

@@ -1,10 +1,12 @@
 """Every planted defect is named in one run; combine writes all or nothing."""
 
+import threading
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastpix2pix.data.check import check_files, check_pairs, combine
+from fastpix2pix.data.check import check_files, check_pairs, combine, pooled, refuse
 from fastpix2pix.data.images import read_image
 from fastpix2pix.data.pairs import find_pairs
 from fastpix2pix.errors import EnvironmentFailed, InputError
@@ -120,10 +122,27 @@ def test_check_files_names_ten_and_the_count(tmp_path):
             truncate(path)
     pairs = find_pairs(tmp_path, "train")
     with pytest.raises(InputError, match=r"12 broken pairs: .*02\.png: .*11\.png: [^;]*; and 2 more$"):
-        check_files(pairs)
-    check_files(pairs[:2])  # small is no reason not to train
+        refuse(check_files(pairs))
+    refuse(check_files(pairs[:2]))  # small is no reason not to train
     with pytest.raises(InputError, match="too small"):
-        check_files(pairs[:2], min_size=7)
+        refuse(check_files(pairs[:2], min_size=7))
+
+
+def test_work_on_threads_keeps_its_order_and_few_items_ahead():
+    started = []
+    go_on = threading.Event()
+
+    def work(item: int) -> int:
+        started.append(item)
+        if item == 0:
+            assert go_on.wait(60)  # the others are done long before
+        return -item
+
+    results = pooled(work, range(1000), threads=2)
+    threading.Timer(0.2, go_on.set).start()
+    for number, result in enumerate(results):
+        assert result == -number
+        assert len(started) <= number + 40
 
 
 def test_an_error_in_progress_ends_the_check(tmp_path):

@@ -1,9 +1,13 @@
 """DALI against the Pillow loader: the same order and jitter, the same pixels where nothing is resized."""
 
+import errno
 import io
+import os
 import re
 import struct
+import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +15,9 @@ import torch
 from PIL import Image
 
 from fastpix2pix.config import Data
-from fastpix2pix.data import dali
+from fastpix2pix.data import dali, images
 from fastpix2pix.data.batches import Feed
-from fastpix2pix.data.loader import training_batches
+from fastpix2pix.data.loader import choose_loader, training_batches
 from fastpix2pix.data.pairs import Pair, find_pairs
 from fastpix2pix.errors import EnvironmentFailed, InputError
 
@@ -190,8 +194,8 @@ def test_refused_files(tmp_path, name, content, reason):
     pairs = find_pairs(tmp_path, "train")
     (found,) = dali.not_supported_reasons(pairs, 3, 3)
     assert re.match(reason, found)
-    with pytest.raises(EnvironmentFailed, match=rf"DALI cannot load these pairs: {reason}"):
-        next(dali.training_batches(feed(pairs, Data())))
+    with pytest.raises(EnvironmentFailed, match=rf"loader = 'dali' cannot run: {reason}"):
+        next(training_batches(feed(pairs, Data(loader="dali"))))
 
 
 def test_all_reasons_at_once(tmp_path):
@@ -203,6 +207,35 @@ def test_all_reasons_at_once(tmp_path):
     assert reasons[2].startswith("RGBA images (0.png, 1.png, 2.png")
     assert reasons[2].endswith("9.png, and 4 more)")
     assert len(reasons) == 3
+
+
+def test_headers_are_read_on_threads_and_not_again_where_the_loader_is_chosen(tmp_path, monkeypatch):
+    pairs = write(tmp_path, "png", {}, count=20)
+    threads, refusal = [], dali._refusal
+    monkeypatch.setattr(dali, "_refusal", lambda *given: threads.append(threading.get_ident()) or refusal(*given))
+    chosen, _ = choose_loader(data := Data(crop_size=64, loader="dali"), pairs, "cpu", 3, 3)
+    assert len(threads) == 20 and threading.get_ident() not in threads
+    dali._file_reasons.cache_clear()  # as in another process
+    assert len(list(training_batches(feed(pairs, data), chosen))) == 8
+    assert len(threads) == 20
+
+
+def test_an_error_that_passes_is_waited_for(tmp_path, monkeypatch):
+    (pair, *_) = write(tmp_path, "png", {}, count=1)
+    tries = iter((errno.EIO, errno.ESTALE))
+    read_bytes = Path.read_bytes
+
+    def read(path):
+        if number := next(tries, None):
+            raise OSError(number, os.strerror(number))
+        return read_bytes(path)
+
+    monkeypatch.setattr(images, "_WAITS", (0, 0))
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert dali._read(pair.a).tobytes() == read_bytes(pair.a)
+    tries = iter([errno.EIO] * 3)
+    with pytest.raises(EnvironmentFailed, match=r"0\.png: Input/output error, 3 times"):
+        dali._read(pair.a)
 
 
 @pytest.mark.parametrize("load_size", [256, 286])

@@ -1,5 +1,7 @@
 """Files in, files out: every mode against numpy or Pillow's own conversion, every refusal by name."""
 
+import errno
+import os
 import resource
 import struct
 import zlib
@@ -9,7 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fastpix2pix.data.images import MAX_PIXELS, read_image, to_uint8, to_unit, write_image
+from fastpix2pix.data import images
+from fastpix2pix.data.images import MAX_PIXELS, open_image, read_image, to_uint8, to_unit, write_image
 from fastpix2pix.errors import EnvironmentFailed, InputError
 
 RNG = np.random.default_rng(0)
@@ -270,3 +273,40 @@ def test_unit_and_back():
         to_unit(unit)
     with pytest.raises(InputError, match=r"to_uint8 takes floats in \[-1, 1\], not torch\.uint8"):
         to_uint8(levels)
+
+
+def failing(monkeypatch, number: int, times: int) -> list[float]:
+    """Pillow's next `times` attempts to open a file fail; returns what is slept in between."""
+    slept, opened, left = [], Image.open, iter(range(times))
+
+    def opens(*given, **options):
+        if next(left, None) is not None:
+            raise OSError(number, os.strerror(number))
+        return opened(*given, **options)
+
+    monkeypatch.setattr(images.Image, "open", opens)
+    monkeypatch.setattr(images.time, "sleep", slept.append)
+    return slept
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_an_error_that_passes_is_waited_for(tmp_path, monkeypatch, number):
+    write_image(path := tmp_path / "x.png", COLOUR)
+    slept = failing(monkeypatch, number, 2)
+    np.testing.assert_array_equal(read_image(path), COLOUR)
+    assert slept == [0.1, 1.0]
+
+
+def test_an_error_that_does_not_pass_is_the_disk_s(tmp_path, monkeypatch):
+    write_image(path := tmp_path / "x.png", COLOUR)
+    slept = failing(monkeypatch, errno.ESTALE, 10)
+    with pytest.raises(EnvironmentFailed, match=rf"^{path}: Stale file handle, 4 times; check the disk or the network"):
+        open_image(path)
+    assert len(slept) == 3
+
+
+def test_a_missing_file_is_not_waited_for(tmp_path, monkeypatch):
+    slept = failing(monkeypatch, errno.ENOENT, 1)
+    with pytest.raises(InputError, match=r"x\.png: No such file or directory"):
+        open_image(tmp_path / "x.png")
+    assert slept == []

@@ -1,5 +1,6 @@
 """Pairs in tar archives: the same pairs, batches and refusals as in folders."""
 
+import io
 import subprocess
 import tarfile
 from io import BytesIO
@@ -11,7 +12,9 @@ import torch
 from PIL import Image
 
 from fastpix2pix.config import Data
+from fastpix2pix.data import dali
 from fastpix2pix.data.batches import Feed
+from fastpix2pix.data.images import open_image
 from fastpix2pix.data.loader import training_batches
 from fastpix2pix.data.members import Member, members
 from fastpix2pix.data.pairs import find_pairs, read_pair, scan, splits
@@ -182,3 +185,44 @@ def test_writing_refuses_what_it_would_destroy(both, tmp_path):
     assert write_shards(shards, tmp_path / "again") == 2  # shards are a layout like the others
     for path in shards.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_a_member_opens_like_a_file_of_its_own(tmp_path):
+    """Every way to read and seek, against the same bytes in memory; the archive goes on behind the member."""
+    content = bytes(np.random.default_rng(0).integers(0, 256, 30_000, np.uint8))
+    archive(tmp_path / "train-0.tar", ["x.png", "y.png"], content)
+    (member, _) = members(tmp_path / "train-0.tar")
+    expected = BytesIO(content)
+    with member.open("rb") as found:
+        for offset, whence, count in (
+            (0, 0, 25),
+            (5, 1, 9000),
+            (-7, 2, 100),
+            (29_990, 0, -1),
+            (40_000, 0, 5),
+            (3, 0, -1),
+        ):
+            assert found.seek(offset, whence) == expected.seek(offset, whence) == found.tell()
+            assert found.read(count) == expected.read(count)
+        raw = found.raw._archive
+    assert raw.closed
+
+
+def test_a_header_in_an_archive_costs_no_whole_file(tmp_path, monkeypatch):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
+    image.save(file := BytesIO(), "PNG")
+    archive(tmp_path / "train-0.tar", ["x.png"], file.getvalue())
+    (pair,) = find_pairs(tmp_path, "train")
+    read, readinto = [], io.FileIO.readinto
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer):
+            read.append(readinto(self, buffer))
+            return read[-1]
+
+    opened = []
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: opened.append(Counted(path)) or opened[-1])
+    assert dali._refusal(pair.a, True) is None
+    assert 0 < sum(read) < 50_000 < pair.a.size
+    assert np.array_equal(open_image(pair.a), image)
+    assert len(opened) == 2 and all(one.closed for one in opened)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from fastpix2pix.data.pairs import find_pairs, hold_out, read_pair
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.evaluation import evaluate
 from fastpix2pix.model.load import load_generator
-from fastpix2pix.training import checkpoint
+from fastpix2pix.training import checkpoint, loop
 from fastpix2pix.training.loop import train
+from fastpix2pix.training.processes import Group
 from fastpix2pix.training.report import read_metrics
 
 
@@ -291,6 +293,22 @@ def test_exploding_run_stops_and_keeps_no_broken_weights(tmp_path, pairs, small)
         train(pairs, tmp_path / "run", **small, quiet=True)
     with pytest.raises(InputError, match="no complete checkpoint to resume from: remove it"):
         train(pairs, tmp_path / "run", resume=True, quiet=True)
+
+
+def test_each_process_checks_its_share_of_the_files(tmp_path, pairs, small, monkeypatch):
+    shares = []
+
+    def stop(pairs, **_):
+        shares.append([pair.name for pair in pairs])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(loop, "check_files", stop)
+    for rank in range(2):
+        group = nullcontext((Group(rank=rank, size=2), torch.device("cpu")))
+        monkeypatch.setattr(loop, "joined", lambda _, group=group: group)
+        with pytest.raises(ZeroDivisionError):
+            train(pairs, tmp_path / "run", **small, quiet=True)
+    assert shares == [["0", "2", "4", "1"], ["1", "3", "0", "2"]]  # 5 to train, then 3 to validate
 
 
 def test_file_in_the_way_of_the_run_folder_is_named(tmp_path, pairs, small):

@@ -131,8 +131,10 @@ def test_error_in_one_process_ends_both_and_is_told_once(tmp_path, two, pairs, s
     (told,) = [answer for answer in answers if answer["error"] != "SystemExit"]
     assert told["error"] == "InputError"
     assert "3.png" in told["text"]
-    answers = two("train", options | {"out": str(tmp_path / "other"), "check_data": True})  # process 0 alone finds it
+    (data / "2.png").write_bytes((data / "2.png").read_bytes()[:100])
+    answers = two("train", options | {"out": str(tmp_path / "other"), "check_data": True})  # each finds one of them
     assert answers[0]["error"] == "InputError"
+    assert re.search(r"^2 broken pairs: .*2\.png: .*; .*3\.png: ", answers[0]["text"])
     assert answers[1] == {"error": "SystemExit", "text": "3"}
 
 
