@@ -33,7 +33,7 @@ from .processes import Agreement, Group, joined
 from .start import defaults_of_models, start_from_models
 from .state import LOSSES, State
 from .step import build_state, choose_convolutions, choose_step, describe_step
-from .validation import Validation, best_modes, better
+from .validation import GivenUp, Validation, best_modes, better
 
 _MANY = 5000  # pairs that take a while to decode
 _GO_ON, _SAVE, _TIME_IS_UP = -2, -1, 0  # what processes agree on; above them the numbers of signals
@@ -107,6 +107,7 @@ class _Run:
         self.validation = Validation(held_out, config.data, self.state.model, self.device) if held_out else None
         self.images = config.batch * group.size  # of a step, over all processes
         self.step = 0
+        self.validated = 0  # the step of the last validation
         self.table: dict[str, dict[str, float]] | None = None  # last validation, by modes
         self.best: dict[str, Any] | None = None
         self.sums = torch.zeros(len(LOSSES), device=self.device)  # of the losses since the last line of metrics
@@ -160,7 +161,7 @@ class _Run:
 
     def _loop(self, stop: Interrupt, began: float) -> str:
         config, clock, first = self.config, Clock(), self.step
-        saved = validated = self.step  # the steps at which the state was last written and measured
+        saved = self.step  # the step at which the state was last written
         last_save = began
         stopped = "done"
         agree = Agreement(self.group, _GO_ON)
@@ -175,9 +176,8 @@ class _Run:
                     self._log(clock)
                 with clock.away():
                     every = config.validate_epochs
-                    if every and self.epochs > before and self.epochs % every == 0:
-                        self._validate()
-                        validated = self.step
+                    if every and self.epochs // every > before // every:
+                        self._validate(stop)
                 agreed = agree(self._wish(stop, began, last_save))
                 due = config.checkpoint_steps and self.step % config.checkpoint_steps == 0
                 if due or agreed == _SAVE:
@@ -189,9 +189,10 @@ class _Run:
                     break
         if self.summed and self.step > first:
             self._log(clock)
-        if validated != self.step and stopped in ("done", "time"):
-            self._validate()
-            saved = -1  # the record of the modes belongs into the checkpoint
+        if self.validated != self.step and stopped in ("done", "time"):
+            stopped = self._validate(stop) or stopped
+            if self.validated == self.step:
+                saved = -1  # the record of the modes belongs into the checkpoint
         if saved != self.step:
             self._save()
         self._pages()
@@ -243,7 +244,7 @@ class _Run:
         self.step += 1
 
     def _log(self, clock: Clock) -> None:
-        """The only place in the loop that waits for the device: one read of the losses' sums."""
+        """One read of the losses' sums: validating and saving apart, the loop waits for the device nowhere else."""
         values = dict(zip(LOSSES, self._finite(self.sums / self.summed), strict=True))
         if not self.config.adversarial:
             values = {"g_l1": values["g_l1"]}
@@ -263,11 +264,22 @@ class _Run:
         self.sums.zero_()
         self.summed = 0
 
-    def _validate(self) -> None:
+    def _validate(self, stop: Interrupt) -> str | None:
+        """In process 0; the others wait. The name of the signal where it was given up for one."""
+        given_up = self.group.first(partial(self._measure, stop))
+        if given_up is None:
+            self.validated = self.step
+        return given_up
+
+    def _measure(self, stop: Interrupt) -> str | None:
         if self.validation is None or self.metrics is None:
-            return
+            return None
         net, metric = self.state.model, self.config.best_by
-        self.table = self.validation.table(net)
+        try:
+            self.table = self.validation.table(net, stop)
+        except GivenUp:
+            assert stop.signal is not None
+            return stop.signal.name
         chosen, value = best_modes(self.table, metric)
         net.modes = chosen
         if better(value, self.best["value"] if self.best else None, metric):
@@ -280,6 +292,7 @@ class _Run:
         self._pages()
         row = "  ".join(f"{name} {number:.4f}" for name, number in self.table[str(chosen)].items())
         self.progress.say(f"validation after epoch {self.epochs}, {chosen}: {row}")
+        return None
 
     def _save(self) -> None:
         self._finite(self.sums.clone())
@@ -287,7 +300,13 @@ class _Run:
         others = self.group.from_others(lambda: checkpoint.own_tensors(self.state, sums))
         if not self.leads:
             return
-        counters = {"step": self.step, "best": self.best, "table": self.table, "summed": self.summed}
+        counters = {
+            "step": self.step,
+            "best": self.best,
+            "table": self.table,
+            "validated": self.validated,
+            "summed": self.summed,
+        }
         folder = self.out / "checkpoints" / f"{self.step:08d}"
         checkpoint.save(folder, self.state, counters, sums, self._model_record(), others)
         checkpoint.prune(self.out, self.config.keep_checkpoints)
@@ -300,6 +319,7 @@ class _Run:
         self.step, self.best, self.table = counters["step"], counters["best"], counters["table"]
         self.summed = counters["summed"]
         self.sums.copy_(tensors["sums"])
+        self.validated = counters.get("validated", self.step)  # older checkpoints do not have it
 
     def _model_record(self) -> dict[str, Any]:
         data = self.config.data

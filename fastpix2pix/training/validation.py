@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ def candidates(net: Unet) -> list[Modes]:
     return [Modes(norm_stats=s, noise=n) for n in noises for s in stats]
 
 
+class GivenUp(Exception):
+    """A validation was told to stop."""
+
+
 class Validation:
     """The validation pairs of a run, resized to `data.crop_size` and decoded once where they fit into memory."""
 
@@ -37,22 +41,22 @@ class Validation:
         self.channels = (net.config.in_channels, net.config.out_channels)
         self._decoded: list[Batch] | None = None
 
-    def batches(self) -> Iterable[Batch]:
-        """Batches of (input, target), uint8 [N, C, H, W], anew for each call."""
+    def batches(self, stop: Callable[[], bool] = lambda: False) -> Iterable[Batch]:
+        """Batches of (input, target), uint8 [N, C, H, W], anew for each call. GivenUp where `stop` is true."""
         if self._decoded is None:
             fresh = validation_batches(
                 self.pairs, self.data.direction, *self.channels, self.data.crop_size, batch=1, device=self.device
             )
             if len(self.pairs) * sum(self.channels) * self.data.crop_size**2 > _CACHED:
-                return fresh
-            self._decoded = list(fresh)
-        return self._decoded
+                return _until(stop, fresh)
+            self._decoded = list(_until(stop, fresh))
+        return _until(stop, self._decoded)
 
-    def table(self, net: Unet) -> dict[str, dict[str, float]]:
-        """{"image+off": {"l1": ..., "psnr": ..., "ssim": ..., "match": ...}, ...}"""
+    def table(self, net: Unet, stop: Callable[[], bool] = lambda: False) -> dict[str, dict[str, float]]:
+        """{"image+off": {"l1": ..., "psnr": ..., "ssim": ..., "match": ...}, ...}; GivenUp as of `batches`."""
         rows = {}
         for modes in candidates(net):
-            found = evaluate_network(net, self.batches(), modes, self.device)
+            found = evaluate_network(net, self.batches(stop), modes, self.device)
             rows[str(modes)] = {metric: float(getattr(found, metric)) for metric in METRICS}
         return rows
 
@@ -67,6 +71,13 @@ class Validation:
                 rows.append([t[0].permute(1, 2, 0).cpu().numpy() for t in (batch.input, output, batch.target)])
         net.train(was_training)
         return grid(rows)
+
+
+def _until(stop: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if stop():
+            raise GivenUp
+        yield batch
 
 
 def best_modes(table: dict[str, dict[str, float]], metric: str) -> tuple[Modes, float]:

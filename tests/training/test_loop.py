@@ -18,7 +18,7 @@ from fastpix2pix.data.pairs import find_pairs, hold_out, read_pair
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.evaluation import evaluate
 from fastpix2pix.model.load import load_generator
-from fastpix2pix.training import checkpoint, loop
+from fastpix2pix.training import checkpoint, loop, validation
 from fastpix2pix.training.loop import train
 from fastpix2pix.training.processes import Group
 from fastpix2pix.training.report import read_metrics
@@ -293,6 +293,41 @@ def test_exploding_run_stops_and_keeps_no_broken_weights(tmp_path, pairs, small)
         train(pairs, tmp_path / "run", **small, quiet=True)
     with pytest.raises(InputError, match="no complete checkpoint to resume from: remove it"):
         train(pairs, tmp_path / "run", resume=True, quiet=True)
+
+
+def signal_in_validation(monkeypatch) -> None:
+    """SIGTERM as soon as the first validation has begun."""
+    evaluated = validation.evaluate_network
+
+    def begins(*given):
+        monkeypatch.setattr(validation, "evaluate_network", evaluated)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluated(*given)
+
+    monkeypatch.setattr(validation, "evaluate_network", begins)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["between epochs", "at the end"])
+def test_a_signal_ends_a_validation_and_the_run_is_saved(tmp_path, pairs, small, monkeypatch, last):
+    run, options = tmp_path / "run", small | {"epochs": 4, "validate_epochs": 0 if last else 2, "quiet": True}
+    train(pairs, tmp_path / "whole", **options)
+    signal_in_validation(monkeypatch)
+    result = train(pairs, run, **options)
+    assert (result.stopped, result.step) == ("SIGTERM", 10 if last else 5)
+    assert (result.validation, result.best) == (None, None)
+    assert int(checkpoint.newest(run).name) == result.step
+    assert not [r for r in read_metrics(run / "metrics.jsonl") if "validation" in r]
+    assert not (run / "best.safetensors").exists() and not (run / "samples").exists()
+    again = train(pairs, run, resume=True, quiet=True)
+    assert (again.stopped, again.step) == ("done", 10)
+    assert [r["step"] for r in read_metrics(run / "metrics.jsonl") if "validation" in r] == [10]
+    assert_equal(tensors_of(tmp_path / "whole"), tensors_of(run))
+
+
+def test_steps_longer_than_an_epoch_miss_no_validation(tmp_path, pairs, small):
+    train(pairs, tmp_path / "run", **small | {"batch": 12}, epochs=14, validate_epochs=5, quiet=True)
+    validated = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "validation" in r]
+    assert [(r["step"], r["epoch"]) for r in validated] == [(3, 7), (5, 12), (6, 14)]
 
 
 def test_each_process_checks_its_share_of_the_files(tmp_path, pairs, small, monkeypatch):
