@@ -37,6 +37,7 @@ class _Start:
 
     out: Path | None = None
     resume: bool = False
+    auto_resume: bool = False
     init: str | None = None
     init_discriminator: str | None = None
 
@@ -47,10 +48,11 @@ def _train_defaults(argv: list[str]) -> Train:
     They are read before all others, which may be valid only together with these.
     """
     start, _ = tyro.cli(_Start, args=argv, prog="fastpix2pix train", add_help=False, return_unknown_args=True)
-    if start.resume and start.out:
-        from .training.record import recorded_config
+    if start.out and (start.resume or start.auto_resume):
+        from .training.record import recorded_config, resumes
 
-        return recorded_config(start.out)
+        if resumes(start.out, start.resume or "auto"):
+            return recorded_config(start.out)
     if start.init or start.init_discriminator:
         from .training.start import defaults_of_models
 

@@ -31,14 +31,17 @@ class TrainCommand:
     """Train a generator on pairs; leaves a run folder with checkpoints, metrics, samples and index.html."""
 
     data: _Pairs
-    out: Path  # run folder; must not exist yet, or be empty, unless --resume
+    out: Path  # run folder; must not exist yet, or be empty, unless --resume or --auto-resume
     training: OmitArgPrefixes[Train] = field(default_factory=Train)  # of the run
     resume: bool = False  # continue the run in --out; options given replace the recorded ones
+    auto_resume: bool = False  # the same where --out holds a run, else begin: one command line for every (re)start
 
     def __call__(self) -> int:
         from .training.loop import run
 
-        result = run(self.training, self.data, self.out, resume=self.resume)
+        if self.resume and self.auto_resume:
+            raise InputError("resume = True and auto_resume = True: give one; with the second, a run may also begin")
+        result = run(self.training, self.data, self.out, resume="auto" if self.auto_resume else self.resume)
         code = {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 0)
         if result.rank:
             return code

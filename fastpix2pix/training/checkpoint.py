@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from ..model.weights import load_network, load_state, save_network
 from .state import State
 
 FORMAT = 1
+_LEFT = re.compile(r"\.(?P<step>\d+)(?=\.)(?P<aside>\.tmp-\d+-\d+)?(?P<old>\.old)?")  # names of files.py
 _OWN = ("rng/", "pool/", "loop/")  # what differs from process to process
 
 
@@ -68,15 +70,21 @@ def restore(folder: Path, state: State) -> tuple[dict[str, Any], dict[str, Tenso
         tensors = load_file(folder / "training.safetensors")
         if state.group.rank:
             tensors |= load_file(folder / f"process-{state.group.rank}.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        older = "remove this folder to go on from the one before it"
+        raise InputError(f"{folder}: incomplete or damaged checkpoint ({error}); {older}") from error
+    try:
         if meta["format"] != FORMAT:
             raise InputError(f"{folder}: checkpoint format {meta['format']}, this version reads {FORMAT}")
         _load_network(folder / "generator.safetensors", "generator", state.model)
         if state.discriminator is not None:
             _load_network(folder / "discriminator.safetensors", "discriminator", state.discriminator)
         _restore_tensors(state, tensors, meta, folder)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        older = "remove this folder to go on from the one before it"
-        raise InputError(f"{folder}: incomplete or damaged checkpoint ({error}); {older}") from error
+    except KeyError as error:
+        raise InputError(
+            f"{folder}: the checkpoint has no {error}, which this run needs; resume with the version that wrote it "
+            "(config.json), or start a new run"
+        ) from error
     return meta["counters"], {name.removeprefix("loop/"): t for name, t in tensors.items() if name.startswith("loop/")}
 
 
@@ -91,6 +99,19 @@ def all_checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     found = [p for p in folder.iterdir() if re.fullmatch(r"\d+", p.name)] if folder.is_dir() else []
     return sorted(found, key=lambda p: int(p.name))
+
+
+def tidy(run: Path) -> None:
+    """Remove what saving and pruning leave in checkpoints/ when they are killed."""
+    folder = run / "checkpoints"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not (parts := _LEFT.fullmatch(path.name)):
+            continue
+        replaced = folder / parts["step"]
+        if parts["aside"] and parts["old"] and not replaced.exists():  # killed between the two renames of a replacement
+            os.replace(path, replaced)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(run: Path, keep: int) -> None:

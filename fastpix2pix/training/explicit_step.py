@@ -210,7 +210,7 @@ class ExplicitStep(State):
         self.idle = self._idle()
         if self.graph is not None:
             self.graph.forget()
-        if self.scale is not None:
+        if self.scale is not None and "scale" in tensors:  # saved by steps in fp16
             self.scale.copy_(tensors["scale"])
             self.growth.copy_(tensors["growth"])
         self.counters.copy_(torch.tensor(self._counted(number)))

@@ -30,6 +30,7 @@ from ..profiling import Profile, named_blocks
 from . import checkpoint, record, report, schedule
 from .clock import Clock
 from .processes import Agreement, Group, joined
+from .record import Resume
 from .start import defaults_of_models, start_from_models
 from .state import LOSSES, State
 from .step import build_state, choose_convolutions, choose_step, describe_step
@@ -53,23 +54,24 @@ class Result:
     seconds: float
 
 
-def train(data: str | Path, out: str | Path, *, resume: bool = False, quiet: bool = False, **options: Any) -> Result:
+def train(data: str | Path, out: str | Path, *, resume: Resume = False, quiet: bool = False, **options: Any) -> Result:
     """Train on the pairs in `data` and leave a run folder `out`.
 
     `options` are those of `fastpix2pix train` by name: the fields of Train, Generator and Data (fastpix2pix.config).
-    With `resume`, continues the run in `out` with its recorded options; with `init`, starts from a model, with its
-    architecture and direction. Options given replace these.
+    With `resume`, continues the run in `out` with its recorded options, from the beginning where it has no checkpoint
+    yet; "auto" does so where `out` holds a run, and else begins one, so that the same call can be made again and again.
+    With `init`, starts from a model, with its architecture and direction. Options given replace these.
     Raises InputError for bad data or options, EnvironmentFailed for device and disk.
     """
     options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    if resume:
+    if record.resumes(Path(out), resume):
         base = record.recorded_config(Path(out))
     else:
         base = defaults_of_models(options.get("init"), options.get("init_discriminator"))
     return run(record.replace_options(base, options), data, out, resume=resume, quiet=quiet)
 
 
-def run(config: Train, data: str | Path, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Result:
+def run(config: Train, data: str | Path, out: str | Path, *, resume: Resume = False, quiet: bool = False) -> Result:
     """`train` with a finished Train. Under torchrun, every process calls this, and process 0 leaves the run folder."""
     with joined(config.device) as (group, device), current(device):
         return _Run(config, Path(data), Path(out), resume, quiet, group, device).go()
@@ -77,8 +79,9 @@ def run(config: Train, data: str | Path, out: str | Path, *, resume: bool = Fals
 
 class _Run:
     def __init__(
-        self, config: Train, data: Path, out: Path, resume: bool, quiet: bool, group: Group, device: torch.device
+        self, config: Train, data: Path, out: Path, resume: Resume, quiet: bool, group: Group, device: torch.device
     ) -> None:
+        resumed = record.resumes(out, resume)
         self.config, self.out, self.group, self.device = config, out, group, device
         self.leads = group.rank == 0  # writes, says and validates
         self.quiet = quiet or not self.leads
@@ -88,7 +91,11 @@ class _Run:
             raise InputError(
                 f"{data}: process {group.rank} finds other pairs there than process 0; give all the same data"
             )
-        self.notes = group.first(lambda: self._same_run(resume))
+        if group.first(lambda: resumed) != resumed:
+            raise InputError(f"{out}: not all processes find a run there; resume needs the run folder on all machines")
+        self.notes = group.first(partial(self._same_run, resumed))
+        if resume == "auto":
+            self.notes.append(f"auto-resume: {'goes on with the run' if resumed else 'no run yet'} in {out}")
         if config.check_data:
             self._check_files([*self.pairs, *held_out])
         channels = config.generator.in_channels, config.generator.out_channels
@@ -97,7 +104,7 @@ class _Run:
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic
 
-        step, lines = choose_step(config, device, group.size, resume=resume, quiet=self.quiet)
+        step, lines = choose_step(config, device, group.size, resume=resumed, quiet=self.quiet)
         self.notes += lines
         self.config = config = replace(config, step=step)
         self.record["train"]["step"] = step  # which its checkpoints are of
@@ -112,15 +119,13 @@ class _Run:
         self.best: dict[str, Any] | None = None
         self.sums = torch.zeros(len(LOSSES), device=self.device)  # of the losses since the last line of metrics
         self.summed = 0  # steps in them
-        if resume:
-            self._restore()
-        else:
+        if not (resumed and self._restored()):
             self.notes += start_from_models(self.state, config)
         self.total = schedule.total_steps(config, len(self.pairs), group.size)
 
-    def _same_run(self, resume: bool) -> list[str]:
+    def _same_run(self, resumed: bool) -> list[str]:
         """What there is to say of the run folder, after it was found usable."""
-        if resume:
+        if resumed:
             return record.check_same_run(self.out, self.record)
         record.check_new(self.out)
         return []
@@ -306,20 +311,31 @@ class _Run:
             "table": self.table,
             "validated": self.validated,
             "summed": self.summed,
+            "precision": self.state.precision,
         }
         folder = self.out / "checkpoints" / f"{self.step:08d}"
         checkpoint.save(folder, self.state, counters, sums, self._model_record(), others)
         checkpoint.prune(self.out, self.config.keep_checkpoints)
 
-    def _restore(self) -> None:
+    def _restored(self) -> bool:
+        """Takes over the newest checkpoint; False where there is none yet."""
+        if self.leads:
+            checkpoint.tidy(self.out)
         start = self.group.first(lambda: checkpoint.newest(self.out))
         if start is None:
-            raise InputError(f"{self.out} has no complete checkpoint to resume from: remove it and start again")
+            self.notes.append("no checkpoint yet: from the beginning")
+            return False
         counters, tensors = checkpoint.restore(start, self.state)
         self.step, self.best, self.table = counters["step"], counters["best"], counters["table"]
         self.summed = counters["summed"]
         self.sums.copy_(tensors["sums"])
-        self.validated = counters.get("validated", self.step)  # older checkpoints do not have it
+        self.validated = counters.get("validated", self.step)  # older checkpoints have neither this nor precision
+        now = self.state.precision
+        was = counters.get("precision", now)
+        if was != now:
+            anew = "; the loss scale begins anew" if now == "fp16" else ""
+            self.notes.append(f"changed on resume: precision {was} -> {now}{anew}")
+        return True
 
     def _model_record(self) -> dict[str, Any]:
         data = self.config.data

@@ -88,7 +88,7 @@ class ModuleStep(State):
                 saved = {moment: tensors[f"{name}/{key}/{moment}"] for moment in ("exp_avg", "exp_avg_sq")}
                 moments = {moment: torch.empty_like(parameter).copy_(t) for moment, t in saved.items()}
                 adam.state[parameter] = {"step": tensors[f"{name}/{key}/step"].to(self.device), **moments}
-        if self.precision == "fp16":
+        if self.precision == "fp16" and "scaler" in tensors:  # saved by steps in fp16
             scale, growth = tensors["scaler"].tolist()
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
 

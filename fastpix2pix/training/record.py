@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import __version__
 from ..config import Data, Generator, Train, by_owner, from_record
@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..files import write_text
 
 FORMAT = 1
+Resume = bool | Literal["auto"]
 
 # what may differ between a run and its continuation: nothing that the weights, the order or the jitter depend on
 CHANGEABLE = frozenset(
@@ -95,12 +96,17 @@ def replace_options(config: Train, options: dict[str, Any]) -> Train:
     return dataclasses.replace(config, generator=generator, data=data, **parts[Train])
 
 
+def resumes(run: Path, resume: Resume) -> bool:
+    """Whether a run is continued; auto: where the folder holds one. InputError: another word."""
+    if resume not in (True, False, "auto"):
+        raise InputError(f"resume = {resume!r}: allowed are True, False and 'auto' (where the folder holds a run)")
+    return (run / "config.json").exists() if resume == "auto" else bool(resume)
+
+
 def check_new(run: Path) -> None:
     """Refuse a folder that holds something already."""
     if not run.exists() or (run.is_dir() and not any(run.iterdir())):
         return
-    if (run / "config.json").exists() and not any((run / "checkpoints").glob("*")):
-        raise InputError(f"{run} is a run that ended before its first checkpoint: remove it, or choose another --out")
     raise InputError(f"{run} exists and is not an empty folder: add --resume to continue it, or choose another --out")
 
 

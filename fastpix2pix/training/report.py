@@ -27,7 +27,7 @@ class Metrics:
         if tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._board = SummaryWriter(str(run), purge_step=resume_step + 1 if resume_step else None)
+            self._board = SummaryWriter(str(run), purge_step=resume_step + 1)
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """One line {"step": step, **record}; numbers (nested too) also go to TensorBoard under their path."""

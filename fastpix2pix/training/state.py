@@ -66,7 +66,10 @@ class State(ABC):
 
     @abstractmethod
     def load_tensors(self, tensors: dict[str, Tensor], number: int) -> None:
-        """Take over what `tensors` gave after `number` steps; the weights are loaded. KeyError: not all is there."""
+        """Take over what `tensors` gave after `number` steps; the weights are loaded. KeyError: not all is there.
+
+        A loss scale is not missed, as steps in another precision have none: it begins anew.
+        """
 
     @abstractmethod
     def weights_replaced(self) -> None:

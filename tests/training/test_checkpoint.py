@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fastpix2pix.config import train_config
 from fastpix2pix.errors import EnvironmentFailed, InputError
@@ -104,3 +105,63 @@ def test_failing_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(EnvironmentFailed, match="No space left on device; free some space"):
         write(folder / "4", state)
     assert [p.name for p in folder.iterdir()] == ["3"]
+
+
+@pytest.mark.parametrize("options", [{"step": "modules"}, {"step": "explicit", "impl": "reference"}], ids=str)
+def test_a_state_saved_in_another_precision_gets_a_fresh_loss_scale(tmp_path, options):
+    _, state = trained(**options, precision="fp32")
+    write(tmp_path / "3", state)
+    half = build_state(train_config(**OPTIONS, **options, precision="fp16"), CPU)
+    fresh = {k: t.clone() for k, t in half.tensors().items() if k in ("scaler", "scale", "growth")}
+    checkpoint.restore(tmp_path / "3", half)
+    assert fresh
+    assert [k for k, t in fresh.items() if not torch.equal(half.tensors()[k], t)] == []
+    for a, b in zip(state.generator.parameters(), half.generator.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.tensor(more_steps(half, 3, 5)).isfinite().all()
+
+
+def test_only_of_a_damaged_checkpoint_it_is_said_to_remove_it(tmp_path):
+    config, state = trained()
+    write(tmp_path / "3", state)
+    path = tmp_path / "3" / "training.safetensors"
+    tensors = load_file(path)
+    del tensors["rng/cpu"]
+    save_file(tensors, path)
+    with pytest.raises(
+        InputError, match=r"3: the checkpoint has no 'rng/cpu', .* resume with the version that wrote it"
+    ):
+        checkpoint.restore(tmp_path / "3", build_state(config, CPU))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"3: incomplete or damaged checkpoint .*; remove this folder"):
+        checkpoint.restore(tmp_path / "3", build_state(config, CPU))
+
+
+def test_what_a_killed_save_leaves_is_removed_and_nothing_else(tmp_path):
+    folder = tmp_path / "checkpoints"
+    left = (".00000100.tmp-17-140011", ".00000100.tmp-17-140011.old", ".00000090.old")
+    kept = (
+        ".00000100",
+        ".tmp-17-140011",
+        ".00000100.tmp-17",
+        ".00000100.olds",
+        "00000100.old",
+        ".notes.old",
+        "00000100",
+    )
+    for name in (*left, *kept):
+        (folder / name / "inside").mkdir(parents=True)
+    (tmp_path / ".00000100.old").mkdir()
+    checkpoint.tidy(tmp_path)
+    assert {p.name for p in folder.iterdir()} == set(kept)
+    assert (tmp_path / ".00000100.old").is_dir()
+    checkpoint.tidy(tmp_path / "elsewhere")
+
+
+def test_a_checkpoint_whose_replacement_was_killed_between_the_renames_comes_back(tmp_path):
+    folder = tmp_path / "checkpoints"
+    (folder / ".00000100.tmp-17-140011" / "new").mkdir(parents=True)
+    (folder / ".00000100.tmp-17-140011.old" / "before").mkdir(parents=True)
+    checkpoint.tidy(tmp_path)
+    assert [p.name for p in folder.iterdir()] == ["00000100"]
+    assert [p.name for p in checkpoint.newest(tmp_path).iterdir()] == ["before"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastpix2pix.cli import main
 from fastpix2pix.data.pairs import find_pairs, hold_out, read_pair
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.evaluation import evaluate
@@ -289,10 +290,66 @@ def test_exploding_run_stops_and_keeps_no_broken_weights(tmp_path, pairs, small)
     with pytest.raises(EnvironmentFailed, match="not finite"):
         train(pairs, tmp_path / "run", **small, epochs=50, lr=1e30, quiet=True)
     assert checkpoint.newest(tmp_path / "run") is None
-    with pytest.raises(InputError, match="ended before its first checkpoint: remove it"):
+    with pytest.raises(InputError, match="add --resume to continue it"):
         train(pairs, tmp_path / "run", **small, quiet=True)
-    with pytest.raises(InputError, match="no complete checkpoint to resume from: remove it"):
-        train(pairs, tmp_path / "run", resume=True, quiet=True)
+    assert train(pairs, tmp_path / "run", resume=True, quiet=True, lr=2e-4, max_steps=2).step == 2
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, pairs, small, resume, capsys):
+    train(pairs, tmp_path / "model", **small, max_steps=1, seed=5, quiet=True)
+    small |= {"init": str(tmp_path / "model"), "epochs": 2}
+    train(pairs, tmp_path / "whole", **small, quiet=True)
+    train(pairs, tmp_path / "run", **small | {"log_steps": 1, "epochs": 1}, quiet=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "checkpoints" / ".00000001.tmp-17-140011").mkdir(parents=True)
+    train(pairs, tmp_path / "run", resume=resume, log_steps=3, epochs=2)
+    said = capsys.readouterr().err
+    assert "no checkpoint yet: from the beginning" in said
+    assert f"generator: starts from {tmp_path / 'model'}" in said
+    assert_equal(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "run"))
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000005"]
+
+
+def test_one_call_begins_a_run_and_goes_on_with_it(tmp_path, pairs, small, capsys):
+    run, again = tmp_path / "run", small | {"resume": "auto", "keep_checkpoints": 1}
+    assert train(pairs, run, **again, max_steps=2).step == 2
+    assert f"auto-resume: no run yet in {run}" in capsys.readouterr().err
+    assert train(pairs, run, **again, max_steps=4).step == 4
+    said = capsys.readouterr().err
+    assert f"auto-resume: goes on with the run in {run}" in said
+    assert "steps 2 to 4" in said
+    train(pairs, tmp_path / "whole", **small, max_steps=2, quiet=True)
+    train(pairs, tmp_path / "whole", resume=True, max_steps=4, quiet=True)
+    assert_equal(tensors_of(tmp_path / "whole"), tensors_of(run))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(InputError, match="mine exists and is not an empty folder"):
+        train(pairs, tmp_path / "mine", **again)
+    with pytest.raises(InputError, match="resume = 'sometimes': allowed are True, False and 'auto'"):
+        train(pairs, tmp_path / "other", resume="sometimes")
+
+
+def test_one_command_line_begins_a_run_and_goes_on_with_it(tmp_path, pairs, small, capsys):
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in small.items() if k not in ("tensorboard", "ngf")]
+    command = ["train", str(pairs), "--out", str(tmp_path / "run"), "--no-tensorboard", "--auto-resume", *flags]
+    assert main([*command, "--ngf=4", "--max-steps=1"]) == 0
+    assert main([*command, "--max-steps=2"]) == 0  # with the recorded ngf
+    assert int(checkpoint.newest(tmp_path / "run").name) == 2
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 2
+    assert "error: --resume and --auto-resume: give one" in capsys.readouterr().err
+
+
+def test_a_precision_that_changes_with_the_device_is_said(tmp_path, pairs, small, monkeypatch, capsys):
+    train(pairs, tmp_path / "run", **small, max_steps=2, quiet=True)  # precision = auto: fp32 on a CPU
+    monkeypatch.setattr("fastpix2pix.training.state.resolve_precision", lambda *_: "fp16")
+    assert train(pairs, tmp_path / "run", resume=True, max_steps=3).step == 3
+    said = capsys.readouterr().err
+    assert "changed on resume: precision fp32 -> fp16; the loss scale begins anew" in said
+    assert train(pairs, tmp_path / "run", resume=True, max_steps=4).step == 4
+    assert "precision fp" not in capsys.readouterr().err
 
 
 def signal_in_validation(monkeypatch) -> None:

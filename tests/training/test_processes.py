@@ -276,6 +276,25 @@ def test_one_process_stops_and_both_end_at_the_same_step(tmp_path, two, pairs, s
     assert int(checkpoint.newest(run).name) == first["step"]
 
 
+def test_both_resume_without_a_checkpoint_and_process_0_chooses_the_loader(tmp_path, two, pairs, small):
+    pytest.importorskip("nvidia.dali")
+    options = small | {"data": str(pairs / "train"), "out": str(tmp_path / "run"), "resume": "auto", "loader": "dali"}
+    begun = two("train", options | {"max_steps": 2})
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    again = two("train", options | {"max_steps": 3})
+    assert [[answer["step"] for answer in answers] for answers in (begun, again)] == [[2, 2], [3, 3]]
+    assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [3]
+
+
+def test_processes_that_do_not_all_find_the_run_are_refused(tmp_path, two, pairs, small):
+    options = small | {"data": str(pairs / "train"), "resume": "auto", "max_steps": 1}
+    two("train", options | {"out": str(tmp_path / "run")})
+    answers = two("train", *(options | {"out": str(tmp_path / name)} for name in ("run", "elsewhere")))
+    assert answers[1]["error"] == "InputError"
+    assert "not all processes find a run there" in answers[1]["text"]
+    assert answers[0]["error"] == "SystemExit"
+
+
 def test_one_process_wants_a_checkpoint_and_both_save(tmp_path, two, pairs, small):
     options = small | {"data": str(pairs / "train"), "out": str(tmp_path / "run"), "max_steps": 3}
     done = two("train", options, options | {"checkpoint_minutes": 1e-6})

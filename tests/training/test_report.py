@@ -27,6 +27,20 @@ def test_metrics_resume_drops_what_lies_beyond_and_a_cut_line(tmp_path):
     assert all(json.loads(line) for line in metrics.path.read_text().splitlines())
 
 
+def test_tensorboard_shows_no_step_twice_after_a_resume_from_the_beginning(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps in ((10, 20, 30), (10, 20)):  # killed before the first checkpoint, begun again
+        metrics = report.Metrics(tmp_path, 0, tensorboard=True)
+        for step in steps:
+            metrics.write(step, record(step))
+        metrics.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/g_l1")] == [10, 20]
+    assert [r["step"] for r in report.read_metrics(metrics.path)] == [10, 20]
+
+
 def test_tensorboard_gets_every_number_and_the_picture(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
