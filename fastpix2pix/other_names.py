@@ -41,7 +41,6 @@ _OTHER_NAMES = {
     "print_freq": "log_steps",
     "results_dir": "out",
     "save_latest_freq": "checkpoint_steps",
-    "size": "crop_size",
 }
 
 

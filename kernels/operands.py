@@ -22,8 +22,8 @@ def _overwrites() -> bool:
 
 @constexpr_function
 def _packed(dtype: Any) -> bool:
-    """Whether two numbers lie in a register, on a device."""
-    return not interpreted and dtype.primitive_bitwidth == 16
+    """Whether two numbers lie in a register, on a device that compares both at once."""
+    return not interpreted and dtype.primitive_bitwidth == 16 and cuda_capability_geq(8)
 
 
 @jit

@@ -89,7 +89,7 @@ needs_compiler = pytest.mark.skipif(triton is None or sys.platform != "linux", r
 
 @needs_compiler
 def test_kernels_wait_for_the_products_that_read_their_registers():
-    rows = compiled("as it is", 1)
+    rows = compiled("as it is", 3)  # all of them when the compile table is made
     assert {name for name, _, registers in rows if registers} == {"_conv_kernel", "_conv_wgrad_kernel"}
     assert [row for row in rows if row[1]] == []
 

@@ -114,7 +114,7 @@ def overflow_and_counters() -> list[Tensor]:
 
 def product(geometry: Geometry, inputs: int, splits: int = 1) -> list[Tensor]:
     """A forward product with statistics and what is made of them; the gradients of input and kernel."""
-    size, channels, options = Map(2, 4, 4), 40, {"impl": "triton"}
+    size, channels, options = Map(2, 4, 4), 24, {"impl": "triton"}
     rows = 2 * geometry.output(4) ** 2
     shape = (inputs, channels) if geometry.transposed else (channels, inputs)
     w = normal(shape[0], geometry.kernel, geometry.kernel, shape[1], seed=1).permute(0, 3, 1, 2)
