@@ -152,7 +152,7 @@ class Pipeline:
     def _feed(self, runtime: FrameRuntime, media: Media, stop: Callable[[], bool]) -> None:
         clock = Clock(media.time_base, media.rate, self.source.live) if self._options.live else None
         pictures = self._pictures()
-        number = 0
+        number = reconnects = 0
         while not stop():
             with self._decode():
                 picture = next(pictures, None)
@@ -160,6 +160,9 @@ class Pipeline:
                 break
             deadline = None
             if clock:
+                if self.source.reconnects != reconnects:
+                    reconnects = self.source.reconnects
+                    clock.begin_anew()
                 clock.wait(picture.pts, stop)
                 deadline = clock.deadline(picture.pts)
             watched = picture.frame if self._pane and self._pane.wanted() else None

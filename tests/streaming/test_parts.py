@@ -1,9 +1,10 @@
 """The parts of a stream that need no video: geometry, clock, figures, batches, steadiness."""
 
 import math
+import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 
 from fastpix2pix.errors import InputError
 from fastpix2pix.streaming.geometry import Geometry, check_fixed, fit_into
-from fastpix2pix.streaming.live import Clock
+from fastpix2pix.streaming.live import Arrivals, Clock
 from fastpix2pix.streaming.steady import Flicker, Steady
 from fastpix2pix.streaming.timeline import Timeline
 from fastpix2pix.streaming.timing import Timing
@@ -105,6 +106,50 @@ def test_the_clock_of_a_live_source_is_set_by_the_earliest_arrival(monkeypatch):
     now[0] = 99.0  # the source stood still: a new beginning
     clock.wait(120, lambda: False)
     assert clock.deadline(120) == pytest.approx(0.08)
+
+
+def late_ones(arrivals: Iterable[tuple[float, float]], rate: float) -> list[int]:
+    """Which pictures come too late, of (when it comes, its timestamp)."""
+    allowance = 2 / rate
+    begin = Arrivals(allowance)
+    return [number for number, (now, stamp) in enumerate(arrivals) if now - stamp - begin(now, stamp) >= allowance]
+
+
+@pytest.mark.parametrize("parts", [50e-6, -50e-6])
+def test_a_source_whose_clock_runs_slow_or_fast_keeps_its_pictures(parts):
+    """For eight hours, in which it goes wrong by 1.4 s."""
+    stamps = (number / 5 for number in range(8 * 3600 * 5))
+    assert late_ones(((100 + stamp * (1 + parts), stamp) for stamp in stamps), 5) == []
+
+
+@pytest.mark.parametrize("rise", [0.07, 0.15, 0.9, 5.0])
+def test_a_delay_that_stays_becomes_the_usual_one(rise):
+    stamps = [number / 30 for number in range(600)]
+    late = late_ones([(stamp + (rise if stamp >= 10 else 0), stamp) for stamp in stamps], 30)
+    assert late == list(range(300, 300 + len(late))) and len(late) <= (31 if rise < 1 else 0)
+
+
+def test_jitter_and_a_burst_make_no_picture_late_that_is_not():
+    jitter = random.Random(0)
+    stamps = [number / 30 for number in range(3000)]
+    assert late_ones([(stamp + jitter.uniform(0, 0.06), stamp) for stamp in stamps], 30) == []
+    # nothing for half a second, then all of it at once: the newest are in time
+    late = late_ones([(max(stamp, 50.5) if stamp >= 50 else stamp, stamp) for stamp in stamps], 30)
+    assert late == list(range(1500, 1514))
+    # 29 of 30 are late, and stay so: the others show how early pictures can come
+    late = late_ones([(stamp + (0.1 if number % 30 else 0), stamp) for number, stamp in enumerate(stamps)], 30)
+    assert len(late) == 2900
+
+
+def test_a_new_connection_sets_the_clock_anew(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = Clock(Fraction(1, 1000), Fraction(25), live=True)
+    clock.wait(0, lambda: False)
+    now[0] = 10.6  # its timestamps follow those of the last, however long it took
+    clock.begin_anew()
+    clock.wait(40, lambda: False)
+    assert clock.deadline(40) == pytest.approx(0.08)
 
 
 def test_timestamps_only_rise_and_go_on_after_a_restart():
