@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from ..config import Stream as Options
@@ -46,3 +47,27 @@ def frame_runtime(
     )
     uncaptured, _, why = runtime.describe()["graph"].partition(": ")
     return runtime, why if uncaptured == "none" else ""
+
+
+class Inside:
+    """What belongs to the frames inside a runtime. One thread puts while another takes: a deque allows both at once."""
+
+    def __init__(self) -> None:
+        self._frames: deque[tuple[int, Any]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def put(self, number: int, what: Any) -> None:
+        """Of the frame that goes in next; numbers rise."""
+        self._frames.append((number, what))
+
+    def withdraw(self) -> None:
+        """The last one did not go in."""
+        self._frames.pop()
+
+    def take(self, number: int) -> Any:
+        """Of the frame that came out; those before it were dropped."""
+        while (found := self._frames.popleft())[0] < number:
+            pass
+        return found[1]

@@ -17,7 +17,7 @@ from ..openmp import release_team
 from ..runtime.fitting import size_asked
 from ..runtime.tiles import TiledEngine, check_tiles
 from ..runtime.translator import Translator
-from .frame_runtime import frame_runtime
+from .frame_runtime import Inside, frame_runtime
 from .geometry import check_fixed, fit_into
 from .network import Batches, Network, check_channels, for_video, steps_of
 from .together import Together
@@ -80,7 +80,7 @@ class Frames:
         colour = (matrix or ("bt709" if height >= _HIGH else "bt601"), range)
         self._runtime, _ = frame_runtime(engine, network, source, geometry, (pixels, pixels_out), colour, given)
         self._numbers = itertools.count()
-        self._tags: dict[int, Any] = {}  # of the frames inside, by number
+        self._tags = Inside()
         self._submitting = threading.Lock()  # numbers rise in the order in which frames go in
         release_team()
 
@@ -101,13 +101,13 @@ class Frames:
         """Copy a frame in; False where there was no place within `timeout`."""
         with self._submitting:
             number = next(self._numbers)
-            self._tags[number] = tag
+            self._tags.put(number, tag)
             taken = False
             try:
                 taken = self._runtime.submit(frame, number, deadline=deadline, timeout=timeout)
             finally:
                 if not taken:
-                    del self._tags[number]
+                    self._tags.withdraw()
         return taken
 
     def collect(
@@ -121,9 +121,7 @@ class Frames:
         number = self._runtime.collect(frame, timeout=timeout)
         if number is None:
             return None
-        for older in [n for n in list(self._tags) if n < number]:  # dropped
-            del self._tags[older]
-        return frame, self._tags.pop(number)
+        return frame, self._tags.take(number)
 
     def translate(self, frames: Iterable[Any]) -> Iterator[NDArray[np.uint8]]:
         """The outputs of all frames, in order, each as soon as it is there; then no more frames are taken."""

@@ -14,7 +14,7 @@ from ..console import say
 from ..runtime.engine import Engine
 from ..runtime.fitting import size_asked
 from ..runtime.native import FrameRuntime
-from .frame_runtime import frame_runtime
+from .frame_runtime import Inside, frame_runtime
 from .geometry import Geometry, check_fixed, fit_into
 from .live import Clock
 from .network import Network
@@ -54,7 +54,7 @@ class Pipeline:
         self._failure: BaseException | None = None
         self._closed_pipe = False
         self._sounds: deque[Any] = deque()
-        self._inside: dict[int, tuple[int, int, Any]] = {}  # number: pts, duration, frame for the preview
+        self._inside = Inside()  # pts, duration, frame for the preview
         self._runtime: FrameRuntime | None = None  # while it runs: its memory is the next stream's then
         self._counted: Any = None  # its figures after that
 
@@ -166,7 +166,7 @@ class Pipeline:
                 clock.wait(picture.pts, stop)
                 deadline = clock.deadline(picture.pts)
             watched = picture.frame if self._pane and self._pane.wanted() else None
-            self._inside[number] = picture.pts, picture.duration, watched
+            self._inside.put(number, (picture.pts, picture.duration, watched))
             with self._submit():
                 while not runtime.submit(picture.planes, number, deadline=deadline, timeout=_BEAT):
                     if stop():
@@ -191,7 +191,7 @@ class Pipeline:
                 self._copy_sound()  # which goes on where the picture stands still
             if number is None:
                 break
-            pts, duration, watched = self._meta(number)
+            pts, duration, watched = self._inside.take(number)
             with self._write():
                 self._copy_sound()
                 self.sink.write(pts, duration)
@@ -200,12 +200,6 @@ class Pipeline:
             self.done += 1
             self.recent.append(time.monotonic())
         self._copy_sound()
-
-    def _meta(self, number: int) -> tuple[int, int, Any]:
-        """Of one picture; those before it were dropped."""
-        while (first := next(iter(self._inside))) < number:
-            del self._inside[first]
-        return self._inside.pop(number)
 
     def _copy_sound(self) -> None:
         while self._sounds:

@@ -2,16 +2,19 @@
 
 import math
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from itertools import count, islice
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fastpix2pix.errors import InputError
+from fastpix2pix.streaming.frame_runtime import Inside
 from fastpix2pix.streaming.geometry import Geometry, check_fixed, fit_into
 from fastpix2pix.streaming.live import Arrivals, Clock
 from fastpix2pix.streaming.steady import Flicker, Steady
@@ -192,6 +195,28 @@ def test_a_new_connection_is_no_fault_of_its_timestamps():
     assert [timeline.stamp(pts, dts, 0, 40) for pts, dts in [(80, 0), (120, 40)]] == [80, 120]
     timeline.begin_anew()
     assert [timeline.stamp(pts, dts, 0, 40) for pts, dts in [(100, 60), (190, 60)]] == [160, 250]
+
+
+def test_frames_go_in_while_others_come_out():
+    """At whichever instruction of `take` the other thread runs."""
+    inside, numbers = Inside(), count()
+    for number in islice(numbers, 3):
+        inside.put(number, str(number))
+
+    def step(frame, event, _):
+        frame.f_trace_opcodes = frame.f_code is Inside.take.__code__
+        if event == "opcode":
+            number = next(numbers)
+            inside.put(number, str(number))
+        return step
+
+    before = sys.gettrace()
+    sys.settrace(step)
+    try:
+        found = [inside.take(number) for number in (1, 2, 5)]
+    finally:
+        sys.settrace(before)
+    assert found == ["1", "2", "5"] and len(inside) > 10
 
 
 @pytest.fixture
