@@ -58,18 +58,19 @@ def open_input(
 
 
 def _accelerator(stays: bool, device: str) -> HWAccel:
-    """NVDEC; its pictures stay where they are, or come to the CPU.
+    """NVDEC of the GPU that the model runs on; its pictures stay where they are, or come to the CPU.
 
-    Those that stay have to lie in torch's CUDA context. FFmpeg does not take the primary context where torch had it
-    first, with other flags; it takes the one that is current in this thread, which the tensor makes torch's.
+    Those that stay have to lie in torch's CUDA context, and a context for every other stream would take memory. FFmpeg
+    does not take the primary context where torch had it first, with other flags; it takes the one that is current in
+    this thread, which the tensor makes torch's.
     """
-    if not (stays and torch.cuda.is_available()):
+    if not torch.cuda.is_available():
         return HWAccel("cuda", allow_software_fallback=True, is_hw_owned=stays)
     where = with_index(torch.device(device))
     torch.cuda.set_device(where)
     torch.zeros(1, device=where)
     context: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
-    return HWAccel("cuda", str(where.index), allow_software_fallback=True, options=context, is_hw_owned=True)
+    return HWAccel("cuda", str(where.index), allow_software_fallback=True, options=context, is_hw_owned=stays)
 
 
 def _no_hardware(error: Exception) -> bool:

@@ -90,6 +90,11 @@ def pixels_of(frame: av.VideoFrame) -> str:
             raise InputError(
                 f"frames of {frame.width}x{frame.height}: only even sizes can stay on the GPU; use hwaccel = none"
             )
+        if frame.colorspace not in (*_MATRIX, _UNKNOWN):
+            raise InputError(
+                f"frames of colour matrix {frame.colorspace} (AVColorSpace; 9 is BT.2020): only those of BT.601 and "
+                "BT.709 can stay on the GPU; use hwaccel = none"
+            )
         return NATIVE[inside]
     if frame.format.name in NATIVE and (frame.format.is_rgb or frame.colorspace in (*_MATRIX, _UNKNOWN)):
         return NATIVE[frame.format.name]
@@ -130,7 +135,9 @@ def planes_of(frame: av.VideoFrame, degrees: int = 0) -> Planes:
     planes = []
     for number, plane in enumerate(frame.planes):
         each = 2 if name == "nv12" and number == 1 else samples
-        rows = np.frombuffer(memoryview(plane), np.uint8)[: plane.line_size * plane.height].reshape(plane.height, -1)
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)
+        if plane.line_size < 0:  # the last row lies first
+            rows = rows[::-1]
         view = rows[:, : plane.width * each]
         if degrees:
             turned = np.rot90(view.reshape(plane.height, plane.width, each), degrees // 90)

@@ -94,17 +94,17 @@ def test_the_masks_that_a_graph_reads_stay(monkeypatch):
     assert all(mask() is not None for mask in read)
 
 
-def test_pictures_that_stay_lie_in_torchs_context(monkeypatch):
+@pytest.mark.parametrize("stays", [True, False])
+def test_nvdec_works_on_the_models_gpu_in_torchs_context(monkeypatch, stays):
     current: list[object] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(torch, "zeros", lambda n, device: current.append(device))
-    given = _accelerator(True, "cuda:1")
+    given = _accelerator(stays, "cuda:1")
     assert current == [torch.device("cuda:1")] * 2
-    assert given.is_hw_owned and given.device_id == 1
+    assert given.is_hw_owned == stays and given.device_id == 1
     assert given.options == {"primary_ctx": "0", "current_ctx": "1"}
-    given = _accelerator(False, "cuda:1")
-    assert not given.is_hw_owned and not given.options, "a context of its own"
+
 
 
 EXTERNAL, UNKNOWN = (int.from_bytes(tag, "little") for tag in (b"EXT ", b"UNKN"))  # FFmpeg's, of a CUDA context
@@ -160,19 +160,23 @@ def test_a_pipe_keeps_nothing_once_nvdec_has_started(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("size", "inside", "match"),
+    ("size", "inside", "matrix", "match"),
     [
-        ((63, 48), "nv12", "frames of 63x48: only even sizes can stay on the GPU; use hwaccel = none"),
-        ((64, 47), "nv12", "frames of 64x47: only even sizes can stay on the GPU; use hwaccel = none"),
-        ((64, 48), "p010le", "frames of p010le, .* cannot stay on the GPU; use hwaccel = none"),
-        ((64, 48), "nv12", None),
+        ((63, 48), "nv12", 1, "frames of 63x48: only even sizes can stay on the GPU; use hwaccel = none"),
+        ((64, 47), "nv12", 1, "frames of 64x47: only even sizes can stay on the GPU; use hwaccel = none"),
+        ((64, 48), "p010le", 1, "frames of p010le, .* cannot stay on the GPU; use hwaccel = none"),
+        *(
+            ((64, 48), "nv12", other, rf"frames of colour matrix {other} \(.*\): only .* BT.709 .*; use hwaccel = none")
+            for other in (4, 7, 9, 10)
+        ),
+        *(((64, 48), "nv12", known, None) for known in (1, 2, 5, 6)),
     ],
 )
-def test_which_frames_can_stay_on_the_gpu(size, inside, match):
+def test_which_frames_can_stay_on_the_gpu(size, inside, matrix, match):
     width, height = size
     frame = SimpleNamespace(
         format=SimpleNamespace(name="cuda"), sw_format=SimpleNamespace(name=inside), rotation=0, width=width,
-        height=height,
+        height=height, colorspace=matrix,
     )  # fmt: skip
     if match is None:
         assert pixels_of(frame) == "nv12"

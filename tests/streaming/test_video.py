@@ -187,6 +187,22 @@ def test_colours_come_through_before_encoding(identity, tmp_path, pixels, tags):
             assert psnr(one, two) >= (45 if made == pixels or pixels == "gray" else 40)
 
 
+def test_pictures_whose_last_row_lies_first_come_out_upright(identity, tmp_path):
+    """As programs of Windows write them: a positive height in the header of an .avi."""
+    source = make_video(tmp_path / "in.avi", frames=2, codec="rawvideo", pixels="bgr24")
+    head = bytearray(source.read_bytes())
+    height = head.index(b"strf") + 16
+    (downwards,) = struct.unpack_from("<i", head, height)
+    struct.pack_into("<i", head, height, abs(downwards))
+    source.write_bytes(head)
+    given = pictures_of(source)
+    assert np.array_equal(given[0], scene(0)[::-1])
+    pairs = plan([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream())
+    translate(identity, pairs, Stream())
+    for number, picture in enumerate(given):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"frames/in/{number:06}.png")), picture)
+
+
 @pytest.mark.parametrize("pixels", ["nv12", "bgr24", "rgba"])
 def test_other_formats_go_in_as_they_are(identity, tmp_path, pixels):
     source = make_video(tmp_path / "in.nut", frames=2, codec="rawvideo", pixels=pixels)
