@@ -19,10 +19,7 @@ from ..device import with_index
 from ..errors import EnvironmentFailed, InputError
 from .address import WHITELIST, Kind, shown
 
-WAITED = (av.error.ExitError, av.error.TimeoutError, av.error.BlockingIOError)  # nothing came within the time limit
-
-_POLL = 2.0  # seconds that a read of a network may take before the question whether to stop is asked
-
+SILENT = (av.error.ExitError, av.error.TimeoutError)  # nothing came within the time limit
 
 _NO_CUDA = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -90,7 +87,7 @@ def _open(file: str | Pipe, kind: Kind, options: Stream, hwaccel: HWAccel | None
     elif kind == "camera":
         given["format"] = "v4l2"
     elif kind == "url":
-        given["timeout"] = (options.timeout, _POLL)
+        given["timeout"] = options.timeout
         given["options"] = {"protocol_whitelist": WHITELIST}
         if file.startswith("rtsp"):
             given["options"]["rtsp_transport"] = "tcp"
@@ -105,7 +102,7 @@ def _open(file: str | Pipe, kind: Kind, options: Stream, hwaccel: HWAccel | None
 def _failure(error: av.error.FFmpegError, address: str, kind: Kind, options: Stream) -> Exception:
     what, name = error.strerror or type(error).__name__, shown(address)
     if kind == "url":
-        if isinstance(error, WAITED):
+        if isinstance(error, SILENT):
             what = f"no answer within {options.timeout:g} s (timeout = {options.timeout:g})"
         return EnvironmentFailed(f"{name}: cannot be opened: {what}")
     if kind == "camera":

@@ -21,10 +21,12 @@ from ..data.images import read_image
 from ..errors import EnvironmentFailed, InputError
 from ..runtime.sources import list_images
 from .address import shown, source_kind
-from .opening import WAITED, Stopped, open_input
+from .connection import Aside, Attempts
+from .opening import SILENT, Stopped, open_input
 from .picture import Colour, Media, Picture, colour_of, on_gpu, pixels_of, planes_of, to_format
 from .timeline import Timeline
 
+_PAUSE = 0.01  # seconds until a source is asked again that has nothing yet
 _HOPELESS = 200  # broken packets in a row that end a source
 # Their packets have the time of decoding only: pts is FFmpeg's guess, wrong where H.264 reorders pictures.
 _WITHOUT_PTS = ("avi", "asf")
@@ -109,8 +111,9 @@ class ImageSource:
 class FFmpegSource:
     """A file, camera, URL or pipe through FFmpeg.
 
-    Broken packets are skipped and counted; pictures that the decoder could patch are counted and shown. A network that
-    stalls is waited for `timeout` seconds, then opened again, up to `reconnects` times; timestamps go on.
+    Broken packets are skipped and counted; pictures that the decoder could patch are counted and shown. Of a live source
+    those before the first picture are no fault: they refer to pictures before them. A network that stalls is waited for
+    `timeout` seconds, then opened again, up to `reconnects` times in one outage; timestamps go on.
     """
 
     def __init__(self, address: str, options: Stream, device: str = "cpu") -> None:
@@ -126,9 +129,13 @@ class FFmpegSource:
         self._size: tuple[int, int] | None = None  # height, width as decoded
         self._resized = False
         self._timeline = Timeline()
+        self._attempts = Attempts(options.reconnects)
+        self._aside: Aside | None = None
 
     def open(self, stop: Callable[[], bool]) -> Media:
         self._stop = stop
+        if self.kind == "url":
+            self._aside = Aside()
         try:
             self._connect()
         except (InputError, EnvironmentFailed):
@@ -153,8 +160,11 @@ class FFmpegSource:
         yield from self._items
 
     def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
+        container, self._container = self._container, None
+        if self._aside is not None:
+            self._aside.close(container.close if container else lambda: None)  # FFmpeg may still be reading
+        elif container:
+            container.close()
 
     # ---- opening
 
@@ -184,6 +194,7 @@ class FFmpegSource:
         self._video.thread_type = "SLICE" if sliced else "AUTO"
         audio = self._container.streams.audio if self._options.audio == "all" else ()
         self._sound = tuple(one for one in audio if one.codec_context and one.codec_context.sample_rate)  # with content
+        self._joined, self._connected = False, time.monotonic()
 
     def _on_the_cpu(self, why: str) -> None:
         """Go on without hardware and say so, or refuse where it was asked for by name."""
@@ -227,40 +238,62 @@ class FFmpegSource:
         while not self._stop():
             try:
                 packet = next(packets)
-                if packet.stream is not self._video:
-                    if packet.dts is not None and self._timeline.move(packet, self._video.time_base):
-                        yield Sound(packet)
-                    continue
-                for frame in packet.decode():
-                    in_a_row = 0
-                    self.broken += frame.is_corrupt
-                    yield self._picture(frame)
                 quiet_since = time.monotonic()
-            except (StopIteration, av.error.EOFError):
-                if not (self.live and self._options.live and self._again("the connection ended")):
-                    return
-                packets, quiet_since = self._demux(), time.monotonic()
-            except WAITED:
-                if time.monotonic() - quiet_since > self._options.timeout:
-                    if not self._again(f"nothing came for {self._options.timeout:g} s"):
-                        raise EnvironmentFailed(
-                            f"{self.name}: nothing came for {self._options.timeout:g} s, and opening it again did not "
-                            f"help (timeout = {self._options.timeout:g}, reconnects = {self._options.reconnects})"
-                        ) from None
-                    quiet_since = time.monotonic()
-                packets = self._demux()
-            except av.error.FFmpegError as error:
-                if isinstance(error, ConnectionError) or (self.kind == "url" and isinstance(error, OSError)):
-                    if not self._again(error.strerror or "the connection broke"):
-                        raise EnvironmentFailed(f"{self.name}: {error.strerror or 'the connection broke'}") from None
-                    packets, quiet_since = self._demux(), time.monotonic()
+                if packet.stream is self._video:
+                    for frame in self._decoded(packet):
+                        in_a_row, self._joined = 0, True
+                        if not self._container.duration:  # a recording has one, and would begin again for ever
+                            self._attempts.picture(time.monotonic())
+                        self.broken += frame.is_corrupt
+                        yield self._picture(frame)
+                elif packet.dts is not None and self._timeline.move(packet, self._video.time_base):
+                    yield Sound(packet)
+                if self._joined or not self.live or time.monotonic() - self._connected < self._options.timeout:
                     continue
-                self.broken, in_a_row = self.broken + 1, in_a_row + 1
-                if in_a_row > _HOPELESS:
-                    raise InputError(
-                        f"{self.name}: {in_a_row} broken packets in a row; the rest cannot be read{self._hint()}"
-                    ) from None
+                lost = f"no picture could be decoded for {self._options.timeout:g} s"
+            except (StopIteration, av.error.EOFError):
+                if self._stop() or not (self.live and self._options.live and self._again("the connection ended")):
+                    return
                 packets = self._demux()
+                continue
+            except av.error.BlockingIOError:  # nothing yet
+                if time.monotonic() - quiet_since < self._options.timeout:
+                    time.sleep(_PAUSE)
+                    packets = self._demux()
+                    continue
+                lost = f"nothing came for {self._options.timeout:g} s"
+            except SILENT:
+                lost = f"nothing came for {self._options.timeout:g} s"
+            except av.error.FFmpegError as error:
+                if not (isinstance(error, ConnectionError) or (self.kind == "url" and isinstance(error, OSError))):
+                    self.broken, in_a_row = self.broken + 1, in_a_row + 1
+                    if in_a_row > _HOPELESS:
+                        raise InputError(
+                            f"{self.name}: {in_a_row} broken packets in a row; the rest cannot be read{self._hint()}"
+                        ) from None
+                    packets = self._demux()
+                    continue
+                lost = error.strerror or "the connection broke"
+            if not self._again(lost):
+                if self._stop():
+                    return
+                raise EnvironmentFailed(f"{self.name}: {lost}{self._of_no_help()}")
+            packets, in_a_row, quiet_since = self._demux(), 0, time.monotonic()
+
+    def _decoded(self, packet: Any) -> Any:
+        """Its pictures."""
+        try:
+            return packet.decode()
+        except av.error.InvalidDataError:
+            if self._joined or not self.live:
+                raise
+            return []
+
+    def _of_no_help(self) -> str:
+        limits = f"timeout = {self._options.timeout:g}"
+        if self.kind == "pipe":
+            return f" ({limits})"
+        return f", and opening it again did not help ({limits}, reconnects = {self._options.reconnects})"
 
     def _hint(self) -> str:
         if not Path(self._address).is_file() and "mp4" in self._container.format.name:
@@ -268,19 +301,20 @@ class FFmpegSource:
         return ""
 
     def _demux(self) -> Iterator[Any]:
-        return self._container.demux(self._video, *self._sound)
+        packets = self._container.demux(self._video, *self._sound)
+        return self._aside.each(packets, self._stop) if self._aside else packets
 
     def _again(self, why: str) -> bool:
         """Open the source once more; False where that is of no use."""
-        while self.kind != "pipe" and self.live and self.reconnects < self._options.reconnects and not self._stop():
+        while self.kind != "pipe" and self.live and not self._stop() and self._attempts.another():
             self.reconnects += 1
-            say(f"{self.name}: {why}; opening it again ({self.reconnects} of {self._options.reconnects})")
+            say(f"{self.name}: {why}; opening it again ({self._attempts.made} of {self._options.reconnects})")
             self._container.close()
             try:
                 self._connect()
             except (InputError, EnvironmentFailed) as error:
                 why = str(error)
-                time.sleep(min(2.0, 0.25 * 2**self.reconnects))
+                time.sleep(self._attempts.pause())
                 continue
             self._timeline.begin_anew()
             return True

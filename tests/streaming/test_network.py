@@ -11,6 +11,7 @@ from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
+import av
 import pytest
 
 from fastpix2pix import cli
@@ -22,6 +23,7 @@ from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import FRAMES, make_video, packets_of, stamps_of
 
 LONGEST = 300.0  # seconds
+LONG = 500  # pictures
 Answer = Callable[[BaseHTTPRequestHandler, int], None]  # (request, number of the request)
 
 
@@ -70,6 +72,12 @@ def clip(tmp_path_factory) -> bytes:
     return make_video(tmp_path_factory.mktemp("clip") / "in.ts", frames=FRAMES, sound=True).read_bytes()
 
 
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory) -> bytes:
+    """Longer than what FFmpeg reads before it gives a picture."""
+    return make_video(tmp_path_factory.mktemp("clip") / "long.ts", frames=LONG).read_bytes()
+
+
 def test_a_video_by_http_with_a_password_that_is_never_shown(server, model, clip, tmp_path, capsys):
     asked = []
 
@@ -101,14 +109,78 @@ def test_what_cannot_be_opened_is_named_without_the_password(server, model, tmp_
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_a_stall_is_waited_for(server, identity, clip, tmp_path):
-    def answer(request, number):
-        send(request, clip[: len(clip) // 2], len(clip))
-        time.sleep(3.0)  # longer than one read may take
-        request.wfile.write(clip[len(clip) // 2 :])
+def test_a_stall_is_waited_for_without_work(server, identity, long_clip):
+    """After the first pictures: in what FFmpeg reads to find out what it has, nothing is lost by waiting."""
+    shown, worked = threading.Event(), []
 
-    report = Video(identity, f"http://{server(answer)}/in.ts", tmp_path / "out.mp4", timeout=20.0).run()
-    assert report.frames["out"] == FRAMES and report.reconnects == 0
+    def answer(request, number):
+        send(request, long_clip[: len(long_clip) // 2], len(long_clip))
+        assert shown.wait(LONGEST)
+        time.sleep(0.5)  # until all that came is through
+        start = time.process_time()
+        time.sleep(2.0)
+        worked.append(time.process_time() - start)
+        request.wfile.write(long_clip[len(long_clip) // 2 :])
+
+    report = Video(identity, f"http://{server(answer)}/in.ts", "null:", timeout=20.0).run(lambda *_: shown.set())
+    assert report.frames["out"] == LONG and report.reconnects == 0
+    assert worked[0] < 0.5
+
+
+def test_a_stall_does_not_keep_it_from_stopping(server, identity, long_clip):
+    shown = threading.Event()
+
+    def answer(request, number):
+        send(request, long_clip[: len(long_clip) // 2], len(long_clip))
+        request.over.wait(LONGEST)
+
+    options = Stream(timeout=LONGEST)
+    pairs = plan([f"http://{server(answer)}/in.ts"], "null:", Infer(), options)
+    start = time.monotonic()
+    stop, progress = shown.is_set, lambda *_: threading.Timer(0.3, shown.set).start()
+    (report,) = translate(identity, pairs, options, stop=stop, progress=progress).streams
+    assert report.interrupted and 0 < report.frames["out"] < LONG and time.monotonic() - start < 5
+
+
+def test_a_source_that_is_joined_between_two_key_frames(server, identity, long_clip, tmp_path):
+    """One comes every 250 pictures, so that the first 230 cannot be decoded; that is no fault."""
+    (tmp_path / "in.ts").write_bytes(long_clip)
+    with av.open(str(tmp_path / "in.ts")) as opened:
+        begin = [packet.pos for packet in opened.demux(video=0)][20]
+    address = server(lambda request, number: send(request, long_clip[begin:]))
+    report = Video(identity, f"http://{address}/in.ts", "null:").run()
+    assert report.frames["out"] == LONG - 250 and report.frames["broken"] == 0
+
+
+def test_a_source_that_never_gives_a_key_frame_is_given_up(server, identity, long_clip, tmp_path):
+    (tmp_path / "in.ts").write_bytes(long_clip)
+    with av.open(str(tmp_path / "in.ts")) as opened:
+        places = [packet.pos for packet in opened.demux(video=0)]
+
+    def answer(request, number):
+        send(request, long_clip[places[20] : places[200]], len(long_clip))
+        for begin, end in pairwise(places[200:240]):
+            time.sleep(0.05)
+            request.wfile.write(long_clip[begin:end])
+
+    with pytest.raises(EnvironmentFailed, match=r"in\.ts: no picture could be decoded for 0\.7 s, and opening it again"):
+        Video(identity, f"http://{server(answer)}/in.ts", "null:", timeout=0.7, reconnects=0).run()
+
+
+def test_attempts_are_counted_for_each_outage(server, identity, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastpix2pix.streaming.connection._SETTLED", 0.0)
+
+    def answer(request, number):
+        if number > 3:
+            return request.send_error(503)
+        send(request, clip[: len(clip) // 2], len(clip))  # and the connection breaks
+
+    said = []
+    monkeypatch.setattr("fastpix2pix.streaming.sources.say", said.append)
+    address = server(answer)
+    with pytest.raises(EnvironmentFailed, match=r"opening it again did not help \(timeout = 10, reconnects = 1\)"):
+        Video(identity, f"http://{address}/in.ts", tmp_path / "out.mp4", reconnects=1).run()
+    assert sum("opening it again (1 of 1)" in line for line in said) == 4
 
 
 def test_a_source_that_stays_silent_is_opened_again_and_time_goes_on(server, identity, clip, tmp_path):
@@ -162,6 +234,14 @@ def test_of_several_streams_one_that_breaks_off_is_named_at_once_and_the_others_
     files = sorted((tmp_path / "out").iterdir())
     assert [len(stamps_of(file)) for file in files] == [one.frames["out"], FRAMES]
     assert 2 < one.frames["out"] < FRAMES == other.frames["out"]
+
+
+def test_a_recording_does_not_begin_again_for_ever(server, identity, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastpix2pix.streaming.connection._SETTLED", 0.0)
+    recording = make_video(tmp_path / "in.mkv").read_bytes()
+    address = server(lambda request, number: send(request, recording))
+    report = Video(identity, f"http://{address}/in.mkv", "null:", live=True, reconnects=2).run()
+    assert report.reconnects == 2 and report.frames["in"] == 3 * FRAMES
 
 
 def test_a_source_that_never_answers(server, identity, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fastpix2pix.errors import InputError
+from fastpix2pix.streaming.connection import Attempts
 from fastpix2pix.streaming.frame_runtime import Inside
 from fastpix2pix.streaming.geometry import Geometry, check_fixed, fit_into
 from fastpix2pix.streaming.live import Arrivals, Clock
@@ -195,6 +196,19 @@ def test_a_new_connection_is_no_fault_of_its_timestamps():
     assert [timeline.stamp(pts, dts, 0, 40) for pts, dts in [(80, 0), (120, 40)]] == [80, 120]
     timeline.begin_anew()
     assert [timeline.stamp(pts, dts, 0, 40) for pts, dts in [(100, 60), (190, 60)]] == [160, 250]
+
+
+def test_attempts_are_of_one_outage_and_their_pauses_bounded():
+    attempts = Attempts(5000)
+    assert [attempts.another() and attempts.pause() for _ in range(5000)] == [0.5, 1.0, 1.5] + [2.0] * 4997
+    assert not attempts.another()
+    for now in (100.0, 104.9):  # it breaks off again too soon
+        attempts.picture(now)
+    assert not attempts.another()
+    attempts.picture(105.0)
+    assert attempts.another() and attempts.made == 1
+    attempts.picture(110.0)  # the first of the new connection
+    assert attempts.another() and attempts.made == 2
 
 
 def test_frames_go_in_while_others_come_out():
