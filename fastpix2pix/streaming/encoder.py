@@ -18,7 +18,7 @@ from av.codec import Codec
 from ..config import Stream
 from ..errors import EnvironmentFailed, InputError
 from ..files import make_folder
-from .address import is_url, shown
+from .address import Kind, is_url, shown
 from .picture import NATIVE, Media, Planes, new_frame, planes_of
 
 # rate factor, and options for files; those for --live come on top
@@ -49,7 +49,8 @@ class Encoder:
 
     def __init__(self, address: str, options: Stream) -> None:
         self.name, self._address, self._options = shown(address), address, options
-        self._suffix = "" if is_url(address) else Path(address).suffix.lower()
+        self.kind: Kind = "url" if is_url(address) else "video"
+        self._suffix = "" if self.kind == "url" else Path(address).suffix.lower()
         self.codec = options.codec if options.codec != "auto" else _AUTO.get(self._suffix, "libx264")
         self._format = options.pixel_format or "yuv420p"
         self._check()
@@ -74,7 +75,7 @@ class Encoder:
 
     def open(self, media: Media) -> None:
         """Write the header. Raises InputError for what the container does not take, EnvironmentFailed for the disk."""
-        url = is_url(self._address)
+        url = self.kind == "url"
         os.environ.setdefault("SVT_LOG", "1")  # of libsvtav1, which says a page about itself otherwise: errors alone
         if not url:
             make_folder(Path(self._address).parent)
@@ -82,13 +83,20 @@ class Encoder:
         try:
             timeout = self._options.timeout if url else None
             options = _PIECES if self._suffix in _IN_PIECES else {}
-            self._container = av.open(self._address, "w", format=format_, options=options, timeout=timeout)
+            self._container = av.open(self._limited(), "w", format=format_, options=options, timeout=timeout)
             self._add_streams(media)
             self._container.start_encoding()
         except (av.error.FFmpegError, InputError) as error:
             self._discard()
             raise (error if isinstance(error, InputError) else self._failed(error)) from None
         self._media = media
+
+    def _limited(self) -> str:
+        """The address with --timeout in it where FFmpeg takes one there, because PyAV has none for writing."""
+        parts = urlsplit(self._address)
+        if parts.scheme != "tcp" or not self._options.live or "timeout=" in parts.query:
+            return self._address
+        return f"{self._address}{'&' if parts.query else '?'}timeout={round(1e6 * self._options.timeout)}"
 
     def _add_streams(self, media: Media) -> None:
         factor, settings = _CODECS.get(self.codec, (None, {}))
@@ -205,7 +213,7 @@ class Encoder:
         if self._container is not None:
             with suppress(av.error.FFmpegError, ValueError):
                 self._container.close()
-            if not is_url(self._address):
+            if self.kind == "video":
                 Path(self._address).unlink(missing_ok=True)
         self._container = None
 

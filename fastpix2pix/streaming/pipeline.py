@@ -6,11 +6,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from ..config import Stream as Options
 from ..console import say
+from ..errors import EnvironmentFailed
 from ..runtime.engine import Engine
 from ..runtime.fitting import size_asked
 from ..runtime.native import FrameRuntime
@@ -28,6 +30,7 @@ from .timing import Timing
 
 _LONG = 20.0  # seconds of work that are announced
 _BEAT = 0.2  # seconds between two looks at whether to stop
+_GRACE = 5.0  # seconds that a network or pipe may take for one picture after Ctrl-C
 
 
 class Pipeline:
@@ -53,6 +56,8 @@ class Pipeline:
         self._whole = Timing()
         self._failure: BaseException | None = None
         self._closed_pipe = False
+        self._writing: float | None = None  # since when the sink is at work, time.monotonic()
+        self._stopped: float | None = None  # when it was seen that it is to stop, likewise
         self._sounds: deque[Any] = deque()
         self._inside = Inside()  # pts, duration, frame for the preview
         self._runtime: FrameRuntime | None = None  # while it runs: its memory is the next stream's then
@@ -90,16 +95,14 @@ class Pipeline:
         out = self._media_out(media, geometry)
         self._media = out
         runtime = self._runtime = self._make_runtime(media, geometry, out)
-        writer = threading.Thread(target=self._guard, args=(self._collect, runtime), daemon=True)
+        writer = threading.Thread(target=self._write_out, args=(runtime,), daemon=True)
         try:
             self.sink.open(out)
             writer.start()
             self._guard(self._feed, runtime, media, stop)
-            while writer.is_alive():
-                writer.join(_BEAT)
+            self._guard(self._await, runtime, writer, stop)
         finally:
             runtime.close()
-            self._guard(lambda _: self.sink.close(), runtime)
             self._counted, self._runtime = runtime.stats(), None
         if self._failure is not None and not self._closed_pipe:
             raise self._failure
@@ -149,11 +152,32 @@ class Pipeline:
 
     # ---- the two sides
 
+    def _await(self, runtime: FrameRuntime, writer: threading.Thread, stop: Callable[[], bool]) -> None:
+        while writer.is_alive():
+            writer.join(_BEAT)
+            self._check_sink(time.monotonic(), stop())
+
+    def _check_sink(self, now: float, stopped: bool) -> None:
+        """Give up a writer that FFmpeg does not give back: whoever reads a network or pipe may stop reading."""
+        if stopped and self._stopped is None:
+            self._stopped = now
+        begun = self._writing
+        if begun is None or self.sink.kind not in ("url", "pipe"):
+            return
+        if self._stopped is not None and now - max(begun, self._stopped) > _GRACE:
+            raise EnvironmentFailed(f"cannot write {self.sink.name}: its reader took nothing for {_GRACE:g} s after the "
+                                    "stop; what was left is lost")  # fmt: skip
+        limit = self._options.timeout
+        if self._options.live and self.sink.kind == "url" and now - begun > limit:
+            raise EnvironmentFailed(f"cannot write {self.sink.name}: its reader took nothing for {limit:g} s (timeout = "
+                                    f"{limit:g})")  # fmt: skip
+
     def _feed(self, runtime: FrameRuntime, media: Media, stop: Callable[[], bool]) -> None:
         clock = Clock(media.time_base, media.rate, self.source.live) if self._options.live else None
         pictures = self._pictures()
         number = reconnects = 0
         while not stop():
+            self._check_sink(time.monotonic(), False)
             with self._decode():
                 picture = next(pictures, None)
             if picture is None:
@@ -184,22 +208,38 @@ class Pipeline:
             else:
                 yield item
 
+    def _write_out(self, runtime: FrameRuntime) -> None:
+        self._guard(self._collect, runtime)
+        with self._at_work():
+            self._guard(lambda _: self.sink.close(), runtime)
+
     def _collect(self, runtime: FrameRuntime) -> None:
         while True:
             target = self.sink.target()
             while (number := runtime.collect(target, timeout=_BEAT)) is None and not runtime.drained:
-                self._copy_sound()  # which goes on where the picture stands still
+                with self._at_work():
+                    self._copy_sound()  # which goes on where the picture stands still
             if number is None:
                 break
             pts, duration, watched = self._inside.take(number)
-            with self._write():
+            with self._write(), self._at_work():
                 self._copy_sound()
                 self.sink.write(pts, duration)
             if watched is not None and self._pane:
                 self._pane.show(watched, target, self._media)
             self.done += 1
             self.recent.append(time.monotonic())
-        self._copy_sound()
+        with self._at_work():
+            self._copy_sound()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The sink is."""
+        self._writing = time.monotonic()
+        try:
+            yield
+        finally:
+            self._writing = None
 
     def _copy_sound(self) -> None:
         while self._sounds:

@@ -15,7 +15,7 @@ from ..config import Stream
 from ..data.images import write_image
 from ..errors import EnvironmentFailed, InputError
 from ..files import make_folder
-from .address import VIDEO_SUFFIXES, sink_kind
+from .address import VIDEO_SUFFIXES, Kind, sink_kind
 from .encoder import Encoder
 from .picture import FFMPEG, NATIVE, Media, Planes, new_frame, planes_of
 
@@ -24,6 +24,7 @@ class Sink(Protocol):
     """`open`, then for every picture fill `target` and `write` it, and `close`."""
 
     name: str  # as shown
+    kind: Kind  # what reads a url or pipe may stop reading
     pixels: str  # what the runtime fills: rgb, yuv420, nv12
     even: bool  # takes even sizes only
     whole: str  # a pixel format of its that takes odd ones too; empty where there is none
@@ -66,6 +67,7 @@ class Nowhere:
     """For measuring, and for the preview alone."""
 
     name, pixels, even, whole = "null:", "yuv420", False, ""
+    kind: Kind = "null"
 
     def open(self, media: Media) -> None:
         self._frame = new_frame(media)
@@ -88,6 +90,7 @@ class FrameFolder(Nowhere):
     """000000.png, 000001.png, ... in place of those that are there."""
 
     pixels = "rgb"
+    kind: Kind = "folder"
 
     def __init__(self, folder: Path, suffix: str) -> None:
         self.name, self._folder, self._suffix, self._count = f"{folder}/", folder, suffix, 0
@@ -115,6 +118,7 @@ class RawFrames(Nowhere):
     """Frames one after the other on stdout, without any header; BrokenPipeError where the reader went away."""
 
     name, whole = "stdout", "rgb24"
+    kind: Kind = "pipe"
 
     def __init__(self, options: Stream) -> None:
         if sys.stdout.isatty():

@@ -3,6 +3,8 @@
 import base64
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from contextlib import suppress
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from pathlib import Path
 
 import av
 import pytest
@@ -22,6 +25,7 @@ from fastpix2pix.streaming.stream import Stream as Video
 from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import FRAMES, make_video, packets_of, stamps_of
 
+ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 300.0  # seconds
 LONG = 500  # pictures
 Answer = Callable[[BaseHTTPRequestHandler, int], None]  # (request, number of the request)
@@ -292,6 +296,53 @@ def test_a_network_sink_receives_the_stream(identity, tmp_path):
     (tmp_path / "received.ts").write_bytes(received)
     assert len(stamps_of(tmp_path / "received.ts")) == FRAMES
     assert packets_of(tmp_path / "received.ts", "audio")
+
+
+@pytest.fixture
+def deaf():
+    """host:port that takes a connection and never reads from it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> str:
+    """A video whose pictures are more than a network holds on the way, uncompressed."""
+    return str(make_video(tmp_path_factory.mktemp("large") / "in.mp4", frames=25, size=(480, 640)))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "what"), [("tcp", "Connection timed out|its reader .*"), ("http", r"its reader took nothing for 0\.5 s")]
+)
+def test_a_sink_that_takes_nothing_ends_its_live_stream_alone(identity, deaf, large, scheme, what):
+    options = Stream(live=True, timeout=0.5, codec="rawvideo")
+    pairs = [(large, f"{scheme}://{deaf}/"), (large, "null:")]
+    one, other = translate(identity, pairs, options).streams
+    assert re.fullmatch(rf"cannot write {scheme}://{deaf}/.*: ({what}).*", one.error)
+    assert not other.error and other.frames["in"] == 25
+
+
+def test_a_sink_that_takes_nothing_does_not_keep_it_from_stopping(identity, deaf, large, monkeypatch):
+    monkeypatch.setattr("fastpix2pix.streaming.pipeline._GRACE", 0.3)
+    options, start = Stream(codec="rawvideo"), time.monotonic()
+    with pytest.raises(EnvironmentFailed, match=rf"cannot write http://{deaf}/: its reader took nothing for 0\.3 s after"):
+        translate(identity, [(large, f"http://{deaf}/")], options, stop=lambda: time.monotonic() - start > 1.0)
+
+
+STUCK = """
+from tests.streaming.clips import Identity
+from fastpix2pix.runtime.translator import Translator
+from fastpix2pix.streaming.stream import Stream
+Stream(Translator(Identity()), {large!r}, "http://{deaf}/", live=True, timeout=0.5, codec="rawvideo").run()
+"""
+
+
+def test_the_process_ends_while_ffmpeg_still_writes(deaf, large):
+    line = [sys.executable, "-c", STUCK.format(large=large, deaf=deaf)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("its reader took nothing for 0.5 s (timeout = 0.5)")
 
 
 def test_a_network_sink_that_is_not_there(identity, tmp_path):
