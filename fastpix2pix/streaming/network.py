@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,6 +45,7 @@ class Network:
 
     def __init__(self, together: Together, engine: Engine, steps: Sequence[Step] = ()) -> None:
         self.timing, self.layout = Timing(), engine.layout
+        self.wait = math.inf  # seconds that a picture may wait for those of other streams
         self._together, self._gray, self._steps = together, engine.in_channels == 1, tuple(steps)
         self._weights = torch.tensor(_LUMA)[:, None, None]
 
@@ -53,7 +55,7 @@ class Network:
         output: NDArray[np.float32],  # likewise; written
     ) -> None:
         with self.timing():
-            self._together(input.shape, partial(self._before, input), partial(self._after, output))
+            self._together(input.shape, partial(self._before, input), partial(self._after, output), self.wait)
 
     def _before(self, input: NDArray[np.float32]) -> Tensor:
         x = self._chw(torch.from_numpy(input))[None]

@@ -30,6 +30,7 @@ from .timing import Timing
 
 _LONG = 20.0  # seconds of work that are announced
 _BEAT = 0.2  # seconds between two looks at whether to stop
+_SHARE = 0.25  # of a picture's time, with --live, that it may wait for those of other streams
 _GRACE = 5.0  # seconds that a network or pipe may take for one picture after Ctrl-C
 
 
@@ -74,6 +75,10 @@ class Pipeline:
             self.source.close()
         return self._report(stop())
 
+    def brings(self) -> bool:
+        """Whether pictures are to be expected now: not while the source is being opened."""
+        return self.opened and not self.source.away
+
     def nothing(self) -> Report:
         """Of a stream that was stopped before its first picture."""
         stages = {name: Timing().as_dict() for name in ("decode", "engine", "encode", "total")}
@@ -94,6 +99,8 @@ class Pipeline:
         geometry = self._geometry(media)
         out = self._media_out(media, geometry)
         self._media = out
+        if self._options.live:
+            self._network.wait = _SHARE / float(media.rate)
         runtime = self._runtime = self._make_runtime(media, geometry, out)
         writer = threading.Thread(target=self._write_out, args=(runtime,), daemon=True)
         try:

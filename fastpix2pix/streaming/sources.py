@@ -46,6 +46,7 @@ class Source(Protocol):
     live: bool  # pictures come when they come, not when they are asked for
     broken: int  # packets or images that could not be decoded, and pictures that the decoder patched
     reconnects: int
+    away: bool  # being opened again
 
     def open(self, stop: Callable[[], bool]) -> Media:
         """Read up to the first picture. Raises InputError or EnvironmentFailed."""
@@ -66,7 +67,7 @@ class ImageSource:
     A broken image is named and counted; the picture before it stands in its time.
     """
 
-    live, reconnects = False, 0
+    live, reconnects, away = False, 0, False
 
     def __init__(self, address: str, options: Stream) -> None:
         self.name, self.broken = address, 0
@@ -122,6 +123,7 @@ class FFmpegSource:
         self._address, self._options = address, options
         self.live = self.kind in ("camera", "url", "pipe")
         self.broken = self.reconnects = 0
+        self.away = False
         self._device = device if device.startswith("cuda") else "cuda"
         self._hwaccel = options.hwaccel != "none" and (options.hwaccel == "cuda" or device.startswith("cuda"))
         self._container: Any = None
@@ -307,7 +309,7 @@ class FFmpegSource:
     def _again(self, why: str) -> bool:
         """Open the source once more; False where that is of no use."""
         while self.kind != "pipe" and self.live and not self._stop() and self._attempts.another():
-            self.reconnects += 1
+            self.reconnects, self.away = self.reconnects + 1, True
             say(f"{self.name}: {why}; opening it again ({self._attempts.made} of {self._options.reconnects})")
             self._container.close()
             try:
@@ -317,6 +319,7 @@ class FFmpegSource:
                 time.sleep(self._attempts.pause())
                 continue
             self._timeline.begin_anew()
+            self.away = False
             return True
         return False
 

@@ -163,7 +163,7 @@ def _run_all(
                 pipeline = waiting.popleft()
             except IndexError:
                 return
-            together.join()
+            together.join(pipeline.brings)
             try:
                 reports[pipeline] = pipeline.run(stop)
             except Fastpix2pixError as error:
@@ -174,7 +174,7 @@ def _run_all(
             except BaseException as error:
                 bugs.append(error)
             finally:
-                together.leave()
+                together.leave(pipeline.brings)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
     for thread in threads:

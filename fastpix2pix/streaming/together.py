@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,13 +14,17 @@ Translate = Callable[[Tensor], Tensor]  # [N, C, H, W] float32 in [-1, 1] -> the
 Before = Callable[[], Tensor]  # gives the input [1, C, H, W]
 After = Callable[[Tensor, Tensor], None]  # takes (input, output)
 
-_WAIT = 0.05  # seconds that a picture waits for those of other streams
+_WAIT = 0.05  # seconds that a picture waits for those of other streams, at most
+
+
+def _always() -> bool:
+    return True
 
 
 class _Waiting:
-    def __init__(self, size: tuple[int, ...], before: Before, after: After) -> None:
+    def __init__(self, size: tuple[int, ...], before: Before, after: After, wait: float) -> None:
         self.size, self.before, self.after = size, before, after
-        self.due = time.monotonic() + _WAIT
+        self.due = time.monotonic() + min(_WAIT, wait)
         self.done = threading.Event()
         self.error: BaseException | None = None
 
@@ -27,29 +32,29 @@ class _Waiting:
 class Together:
     """One engine for several streams, each of which calls from a thread of its own. To be closed.
 
-    Pictures of one size that wait at the same time, `most` at once, become one batch: when every stream has one
-    waiting, when there are enough, or when the oldest has waited long enough. All that computes is done in one thread:
+    Pictures of one size that wait at the same time, `most` at once, become one batch: when every stream that
+    brings any has one waiting, when there are enough, or when the oldest has waited long enough. All that computes is done in one thread:
     of OpenMP's teams, one for every thread that computes, several would be in each other's way (openmp.py).
     """
 
     def __init__(self, translate: Translate, most: int) -> None:
         self._translate, self._most = translate, most
-        self._streams = 0
+        self._streams: list[Callable[[], bool]] = []  # whether each brings pictures
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
         self._closed = False
         self.batches: dict[int, int] = {}  # size of a batch: how often
         self._thread: threading.Thread | None = None  # begins with the first picture
 
-    def join(self) -> None:
-        """One stream more that will call."""
+    def join(self, brings: Callable[[], bool] = _always) -> None:
+        """One stream more that will call; the others do not wait for it while it brings no pictures."""
         with self._changed:
-            self._streams += 1
+            self._streams.append(brings)
 
-    def leave(self) -> None:
-        """One stream less."""
+    def leave(self, brings: Callable[[], bool] = _always) -> None:
+        """One stream less, as it joined."""
         with self._changed:
-            self._streams -= 1
+            self._streams.remove(brings)
             self._changed.notify()
 
     def close(self) -> None:
@@ -65,9 +70,10 @@ class Together:
         size: tuple[int, ...],  # of the picture; pictures of equal size may become one batch
         before: Before,
         after: After,
+        wait: float = math.inf,  # seconds for those of other streams, where that is less than usual
     ) -> None:
         """One picture, until `after` is through with its output. Raises what computing raised."""
-        mine = _Waiting(size, before, after)
+        mine = _Waiting(size, before, after, wait)
         with self._changed:
             if self._closed:
                 raise RuntimeError("closed")
@@ -102,7 +108,7 @@ class Together:
             return []
         oldest = self._waiting[0]
         same = [one for one in self._waiting if one.size == oldest.size][: self._most]
-        complete = len(same) >= self._most or len(self._waiting) >= self._streams
+        complete = len(same) >= self._most or len(self._waiting) >= sum(brings() for brings in self._streams)
         if not complete and time.monotonic() < oldest.due:
             return []
         self._waiting = [one for one in self._waiting if one not in same]

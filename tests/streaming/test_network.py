@@ -21,6 +21,7 @@ from fastpix2pix import cli
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.streaming.plan import plan
+from fastpix2pix.streaming.sources import source_of
 from fastpix2pix.streaming.stream import Stream as Video
 from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import FRAMES, make_video, packets_of, stamps_of
@@ -238,6 +239,20 @@ def test_of_several_streams_one_that_breaks_off_is_named_at_once_and_the_others_
     files = sorted((tmp_path / "out").iterdir())
     assert [len(stamps_of(file)) for file in files] == [one.frames["out"], FRAMES]
     assert 2 < one.frames["out"] < FRAMES == other.frames["out"]
+
+
+def test_a_source_is_away_while_it_is_opened_again(server, clip):
+    away = []
+
+    def answer(request, number):
+        away.append(source.away)
+        send(request, clip[: len(clip) // 2] if number < 2 else clip, len(clip))
+
+    source = source_of(f"http://{server(answer)}/in.ts", Stream())
+    source.open(lambda: False)
+    after = [source.away for _ in source]
+    source.close()
+    assert away == [False, True, True] and not any(after)
 
 
 def test_a_recording_does_not_begin_again_for_ever(server, identity, tmp_path, monkeypatch):

@@ -302,6 +302,18 @@ def test_pictures_of_other_sizes_and_one_stream_alone_do_not_wait_for_ever(toget
     assert through(four, pictures[0]).shape == pictures[0].shape
 
 
+def test_nobody_waits_for_a_stream_that_brings_nothing_or_longer_than_it_says(together, monkeypatch):
+    monkeypatch.setattr("fastpix2pix.streaming.together._WAIT", LONGEST)
+    two, brings = together(lambda batch: batch, 2), threading.Event()
+    two.join(), two.join(brings.is_set)
+    picture = torch.zeros(1, 3, 8, 8)
+    assert through(two, picture).shape == picture.shape
+    brings.set()
+    two(picture.shape, lambda: picture, lambda x, y: None, 0.01)
+    two.leave(brings.is_set)
+    assert through(two, picture).shape == picture.shape and two.batches == {1: 3}
+
+
 def test_a_failing_batch_fails_in_every_stream(together):
     def fail(batch: torch.Tensor) -> torch.Tensor:
         raise ValueError("no")

@@ -568,6 +568,16 @@ def test_live_drops_what_is_late_and_accounts_for_it(tmp_path):
     assert report.stages["total"]["p50_ms"] < 500  # never behind by more than what is in work and one waiting
 
 
+def test_live_a_stream_with_few_pictures_holds_no_other_up(identity, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastpix2pix.streaming.together._WAIT", 10.0)
+    pairs = [
+        (str(make_video(tmp_path / "many.mp4", frames=25)), "null:"),
+        (str(make_video(tmp_path / "few.mp4", frames=3, stamps=[0, 500, 1000])), "null:"),
+    ]
+    many, few = translate(identity, pairs, Stream(live=True), batch=2).streams
+    assert many.frames["in"] == 25 and many.frames["out"] > 12 and few.frames["out"] > 0
+
+
 def test_offline_never_drops_with_a_slow_sink(identity, tmp_path, monkeypatch):
     wait = FrameFolder.write
 
