@@ -331,8 +331,8 @@ class Stream(Fitted):
     frames: Literal["auto", "cpu", "cuda"] = "auto"  # where colours and sizes are converted; auto: cpu
     preview: int | None = None  # port of a page on 127.0.0.1 that shows input | output live; 0: any that is free
     steady: float = 0.0  # share of the last output that is kept where the input stands still, from 0 to below 1
-    timeout: float = 10.0  # seconds that a network source may be silent before it is opened again
-    reconnects: int = 5  # times that a network source is opened again
+    timeout: float = 10.0  # seconds that a network may be silent: a source is opened again then, a live sink given up
+    reconnects: int = 5  # times in one outage that a network source is opened again
     max_frames: int = 0  # stop after this many frames of every source; 0 = no limit
     stats: str | None = None  # file for the figures of the run as JSON
 

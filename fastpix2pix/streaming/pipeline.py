@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -171,13 +172,12 @@ class Pipeline:
         begun = self._writing
         if begun is None or self.sink.kind not in ("url", "pipe"):
             return
+        limit = self._options.timeout if self._options.live and self.sink.kind == "url" else math.inf
+        what = f"cannot write {self.sink.name}: its reader took nothing for"
+        if now - begun > limit:
+            raise EnvironmentFailed(f"{what} {limit:g} s (timeout = {limit:g})")
         if self._stopped is not None and now - max(begun, self._stopped) > _GRACE:
-            raise EnvironmentFailed(f"cannot write {self.sink.name}: its reader took nothing for {_GRACE:g} s after the "
-                                    "stop; what was left is lost")  # fmt: skip
-        limit = self._options.timeout
-        if self._options.live and self.sink.kind == "url" and now - begun > limit:
-            raise EnvironmentFailed(f"cannot write {self.sink.name}: its reader took nothing for {limit:g} s (timeout = "
-                                    f"{limit:g})")  # fmt: skip
+            raise EnvironmentFailed(f"{what} {_GRACE:g} s after the stop; what was left is lost")
 
     def _feed(self, runtime: FrameRuntime, media: Media, stop: Callable[[], bool]) -> None:
         clock = Clock(media.time_base, media.rate, self.source.live) if self._options.live else None

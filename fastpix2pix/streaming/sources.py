@@ -112,9 +112,9 @@ class ImageSource:
 class FFmpegSource:
     """A file, camera, URL or pipe through FFmpeg.
 
-    Broken packets are skipped and counted; pictures that the decoder could patch are counted and shown. Of a live source
-    those before the first picture are no fault: they refer to pictures before them. A network that stalls is waited for
-    `timeout` seconds, then opened again, up to `reconnects` times in one outage; timestamps go on.
+    Broken packets are skipped and counted; pictures that the decoder could patch are counted and shown. Packets of a
+    live source before its first picture are no fault: they refer to pictures before them. A network that stalls is
+    waited for `timeout` seconds, then opened again, up to `reconnects` times in one outage; timestamps go on.
     """
 
     def __init__(self, address: str, options: Stream, device: str = "cpu") -> None:

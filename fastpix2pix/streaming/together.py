@@ -32,9 +32,9 @@ class _Waiting:
 class Together:
     """One engine for several streams, each of which calls from a thread of its own. To be closed.
 
-    Pictures of one size that wait at the same time, `most` at once, become one batch: when every stream that
-    brings any has one waiting, when there are enough, or when the oldest has waited long enough. All that computes is done in one thread:
-    of OpenMP's teams, one for every thread that computes, several would be in each other's way (openmp.py).
+    Pictures of one size that wait at the same time, `most` at once, become one batch: when every stream that brings any
+    has one waiting, when there are enough, or when the oldest has waited long enough. All that computes is done in one
+    thread: of OpenMP's teams, one for every thread that computes, several would be in each other's way (openmp.py).
     """
 
     def __init__(self, translate: Translate, most: int) -> None:

@@ -106,7 +106,6 @@ def test_nvdec_works_on_the_models_gpu_in_torchs_context(monkeypatch, stays):
     assert given.options == {"primary_ctx": "0", "current_ctx": "1"}
 
 
-
 EXTERNAL, UNKNOWN = (int.from_bytes(tag, "little") for tag in (b"EXT ", b"UNKN"))  # FFmpeg's, of a CUDA context
 
 

@@ -25,7 +25,6 @@ from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.runtime.load import load
 from fastpix2pix.runtime.native import FrameRuntime
 from fastpix2pix.runtime.translator import Translator
-from fastpix2pix.streaming import pipeline
 from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.sinks import FrameFolder
 from fastpix2pix.streaming.stream import Stream as Video
@@ -445,7 +444,7 @@ def test_what_a_stream_needed_is_given_back_when_it_ends(model, tmp_path, monkey
         runtimes.append(weakref.ref(runtime))
         return runtime
 
-    monkeypatch.setattr(pipeline, "FrameRuntime", made)
+    monkeypatch.setattr("fastpix2pix.streaming.frame_runtime.FrameRuntime", made)
     assert run("infer", model, *(tmp_path / f"{name}.mp4" for name in "abcd"), tmp_path / "out/") == 0
     assert len(alive) == 4 and max(alive) <= 1  # two run at a time
     gc.collect()
