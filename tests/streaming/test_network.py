@@ -20,6 +20,7 @@ import pytest
 from fastpix2pix import cli
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import EnvironmentFailed
+from fastpix2pix.streaming.live import Clock
 from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.sources import source_of
 from fastpix2pix.streaming.stream import Stream as Video
@@ -257,10 +258,13 @@ def test_a_source_is_away_while_it_is_opened_again(server, clip):
 
 def test_a_recording_does_not_begin_again_for_ever(server, identity, tmp_path, monkeypatch):
     monkeypatch.setattr("fastpix2pix.streaming.connection._SETTLED", 0.0)
+    begun, begin = [], Clock.begin_anew
+    monkeypatch.setattr(Clock, "begin_anew", lambda clock: begun.append(clock) or begin(clock))
     recording = make_video(tmp_path / "in.mkv").read_bytes()
     address = server(lambda request, number: send(request, recording))
     report = Video(identity, f"http://{address}/in.mkv", "null:", live=True, reconnects=2).run()
     assert report.reconnects == 2 and report.frames["in"] == 3 * FRAMES
+    assert len(begun) == 3  # each connection has a clock of its own
 
 
 def test_a_source_that_never_answers(server, identity, tmp_path):
