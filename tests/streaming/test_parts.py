@@ -13,11 +13,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastpix2pix.errors import InputError
+from fastpix2pix.config import Stream
+from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.streaming.connection import Attempts
 from fastpix2pix.streaming.frame_runtime import Inside
 from fastpix2pix.streaming.geometry import Geometry, check_fixed, fit_into
 from fastpix2pix.streaming.live import Arrivals, Clock
+from fastpix2pix.streaming.pipeline import Pipeline
 from fastpix2pix.streaming.steady import Flicker, Steady
 from fastpix2pix.streaming.timeline import Timeline
 from fastpix2pix.streaming.timing import Timing
@@ -209,6 +211,34 @@ def test_attempts_are_of_one_outage_and_their_pauses_bounded():
     assert attempts.another() and attempts.made == 1
     attempts.picture(110.0)  # the first of the new connection
     assert attempts.another() and attempts.made == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "live", "given_up"),
+    [
+        ("url", True, "nothing for 10 s (timeout = 10)"),
+        ("url", False, "nothing for 5 s after the stop"),
+        ("pipe", True, "nothing for 5 s after the stop"),
+        ("video", True, None),
+        ("null", False, None),
+    ],
+)
+def test_when_a_write_is_given_up(kind, live, given_up):
+    sink = SimpleNamespace(kind=kind, name="the sink")
+    pipeline = SimpleNamespace(sink=sink, _options=Stream(live=live), _writing=None, _stopped=None)
+    Pipeline._check_sink(pipeline, 1e6, False)  # it is not at work
+    pipeline._writing = 100.0
+    said = []
+    for seconds in (9.9, 10.1, 20.0, 24.9, 25.1):  # after it began; at 20 it is to stop
+        try:
+            Pipeline._check_sink(pipeline, 100 + seconds, seconds >= 20)
+        except EnvironmentFailed as error:
+            said.append((seconds, str(error)))
+    if given_up is None:
+        assert said == []
+    else:
+        assert said[0][0] == (10.1 if live and kind == "url" else 25.1)
+        assert said[0][1].startswith(f"cannot write the sink: its reader took {given_up}")
 
 
 def test_frames_go_in_while_others_come_out():
