@@ -1,13 +1,15 @@
-// The module fastpix2pix._native. It and the headers that it alone includes (arguments, specs, engines, dlpack) are all
-// that knows both Python and the core. Types are in fastpix2pix/_native.pyi.
+// The module fastpix2pix._native. It and the headers that it alone includes (gil, arguments, specs, engines, dlpack)
+// are all that knows both Python and the core. Types are in fastpix2pix/_native.pyi.
 #include <pybind11/stl.h>
 
 #include <mutex>
 #include <set>
+#include <utility>
 
 #include "arguments.hpp"
 #include "convert.hpp"
 #include "engines.hpp"
+#include "gil.hpp"
 #include "runtime.hpp"
 #include "specs.hpp"
 #ifdef FASTPIX2PIX_CUDA
@@ -21,7 +23,7 @@ void run_input(InputPlan& plan, const py::object& network, const py::object& fra
   const InputSpec& spec = plan.spec();
   const py::buffer_info to = tensor_argument(network, spec.network, true);
   const auto from = frame_argument<const std::uint8_t>(frame, spec.frame, format_name(spec.frame));
-  py::gil_scoped_release release;
+  const WithoutGil without;
   plan.run(to.ptr, from.planes);
 }
 
@@ -29,7 +31,7 @@ void run_output(OutputPlan& plan, const py::object& frame, const py::object& net
   const OutputSpec& spec = plan.spec();
   const auto to = frame_argument<std::uint8_t>(frame, spec.frame, format_name(spec.frame));
   const py::buffer_info from = tensor_argument(network, spec.network, false);
-  py::gil_scoped_release release;
+  const WithoutGil without;
   plan.run(to.planes, from.ptr);
 }
 
@@ -50,7 +52,7 @@ void wait_for(std::optional<double> timeout, const Step& step) {
   while (true) {
     const Time until = std::min(end, Clock::now() + std::chrono::milliseconds(100));
     {
-      py::gil_scoped_release release;
+      const WithoutGil without;
       if (step(until)) return;
     }
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -78,22 +80,28 @@ class PyRuntime {
     } else {
       backend = cuda(input, output, engine, kind, graph, slots);
     }
-    runtime_ = std::make_unique<FrameRuntime>(std::move(backend), shape);
-    open_.insert(this);
+    if (ending_) throw Failed("the interpreter ends; a frame runtime can no longer be made");
+    runtime_ = std::make_shared<FrameRuntime>(std::move(backend), shape);
+    open_.insert(runtime_);
   }
   PyRuntime(const PyRuntime&) = delete;
   PyRuntime& operator=(const PyRuntime&) = delete;
 
   // The threads may be waiting for the GIL.
   ~PyRuntime() {
-    open_.erase(this);
-    py::gil_scoped_release release;
+    open_.erase(runtime_);
+    const WithoutGil without;
     runtime_.reset();
   }
 
-  // At exit: a thread that asks for the GIL of an interpreter that is gone never comes back.
+  // At exit: the runtimes' own threads end while there is still a GIL for them. The set is taken as a whole, as other
+  // threads that are woken may destroy their PyRuntime, and those that sleep from here on never do.
   static void close_all() {
-    for (PyRuntime* runtime : open_) runtime->close();
+    ending_ = true;
+    const auto open = std::exchange(open_, {});
+    const WithoutGil without;
+    for (const auto& runtime : open) runtime->close();
+    WithoutGil::last_thread();
   }
 
   bool submit(const py::object& frame, std::int64_t tag, std::optional<double> deadline,
@@ -134,7 +142,7 @@ class PyRuntime {
   bool drained() { return runtime_->drained(); }
 
   void close() {
-    py::gil_scoped_release release;
+    const WithoutGil without;
     runtime_->close();
   }
 
@@ -191,7 +199,7 @@ class PyRuntime {
     static std::mutex alone;
     std::unique_lock lock(alone, std::defer_lock);
     {
-      py::gil_scoped_release release;
+      const WithoutGil without;
       lock.lock();
     }
     const CollectorOff off;
@@ -225,11 +233,13 @@ class PyRuntime {
   int ordinal_ = 0;
 #endif
 
-  inline static std::set<PyRuntime*> open_;  // touched with the GIL held
+  // touched with the GIL held
+  inline static std::set<std::shared_ptr<FrameRuntime>> open_;
+  inline static bool ending_ = false;
 
   FrameShape source_, target_;
   std::string device_, graph_ = "none";
-  std::unique_ptr<FrameRuntime> runtime_;
+  std::shared_ptr<FrameRuntime> runtime_;
 };
 
 // Raises the package's own errors, so that the commands treat them like all others.

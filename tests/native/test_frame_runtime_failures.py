@@ -116,6 +116,26 @@ for i in range(3):
 entered.wait()
 print("left open", flush=True)
 """
+AT_WORK = """
+import threading, time, numpy as np
+from fastpix2pix.runtime.native import FrameRuntime, InputPlan, InputSpec, OutputSpec
+source, back, network = bytes(48), np.empty((4, 4, 3), np.uint8), np.empty((3, 4, 4), np.float32)
+input, output = InputSpec("rgb", (4, 4), (4, 4)), OutputSpec("rgb", (4, 4), (4, 4))
+begun = threading.Semaphore(0)
+def work():
+    r, plan = FrameRuntime(input, output, None), InputPlan(input)
+    begun.release()
+    while True:
+        try:
+            WORK
+        except Exception:
+            AFTER
+for _ in range(12):
+    threading.Thread(target=work, daemon=True).start()
+for _ in range(12):
+    begun.acquire()
+time.sleep(0.3)
+"""
 
 
 def python(source: str) -> "subprocess.Popen[str]":
@@ -139,6 +159,15 @@ def test_ctrl_c_ends_a_wait(wait: str, pending: int) -> None:
 def test_a_runtime_left_open_does_not_hold_up_the_exit() -> None:
     out, err = python(EXITING).communicate(timeout=120)
     assert (out, err) == ("left open\n", "")
+
+
+@pytest.mark.parametrize("after", ("return", "pass"))  # the thread drops its runtime; it tries again
+@pytest.mark.parametrize("work", ("r.collect(back)", "r.submit(source)", "plan.run(network, source); r.poll(back)"))
+def test_threads_at_work_do_not_crash_the_exit(work: str, after: str) -> None:
+    source = AT_WORK.replace("WORK", work).replace("AFTER", after)
+    for child in [python(source) for _ in range(4)]:
+        assert child.communicate(timeout=120) == ("", "")
+        assert child.returncode == 0
 
 
 @pytest.mark.parametrize(
