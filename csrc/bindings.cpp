@@ -107,10 +107,11 @@ class PyRuntime {
   bool submit(const py::object& frame, std::int64_t tag, std::optional<double> deadline,
               std::optional<double> timeout) {
     const Time due = time_in("deadline", deadline);
+    done_->let_go();
     auto result = FrameRuntime::Submitted::timed_out;
 #ifdef FASTPIX2PIX_CUDA
     if (device_ != "cpu" && on_cuda(frame)) {
-      DeviceArgument held = DeviceFrame(stream_, ordinal_).argument(frame, source_, format_name(source_));
+      DeviceArgument held = DeviceFrame(stream_, ordinal_, done_).argument(frame, source_, format_name(source_));
       wait_for(timeout, [&](Time until) {
         result = runtime_->submit_device(held.planes, held.owner, tag, due, until);
         return result != FrameRuntime::Submitted::timed_out;
@@ -133,6 +134,7 @@ class PyRuntime {
       tag = runtime_->collect(to.planes, until);
       return tag.has_value() || runtime_->drained();
     });
+    done_->let_go();
     return tag;
   }
 
@@ -142,8 +144,11 @@ class PyRuntime {
   bool drained() { return runtime_->drained(); }
 
   void close() {
-    const WithoutGil without;
-    runtime_->close();
+    {
+      const WithoutGil without;
+      runtime_->close();
+    }
+    done_->let_go();
   }
 
   py::dict stats() {
@@ -239,6 +244,7 @@ class PyRuntime {
 
   FrameShape source_, target_;
   std::string device_, graph_ = "none";
+  std::shared_ptr<Done> done_ = std::make_shared<Done>();  // what device frames have held
   std::shared_ptr<FrameRuntime> runtime_;
 };
 

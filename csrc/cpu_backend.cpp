@@ -24,7 +24,7 @@ class CpuBackend final : public Backend {
     return as_const(packed_planes(output_.spec().frame, at(slot).target.data()));
   }
   void stage(int) override {}
-  void adopt(int, const ConstPlanes&, Owner) override {
+  void adopt(int, const ConstPlanes&) override {
     throw InvalidInput("a frame in GPU memory was submitted to a runtime on the CPU; submit it from host memory");
   }
 
@@ -38,6 +38,7 @@ class CpuBackend final : public Backend {
     s.times.compute = Clock::now() - converted;
   }
 
+  void await_read(int) override {}
   StageTimes finish(int slot) override {
     Slot& s = at(slot);
     const Time begin = Clock::now();

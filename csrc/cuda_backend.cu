@@ -54,8 +54,7 @@ struct Slot {
   Stage upload, compute, download;
   CudaEvent produced = make_event(cudaEventDisableTiming);  // an adopted frame is ready to be read
   bool adopted = false;
-  ConstPlanes frame;  // adopted: where it lies; `owner` keeps it alive until it has been read
-  Owner owner{nullptr, nullptr};
+  ConstPlanes frame;  // adopted: where it lies
   CudaGraphExec graph;
 };
 
@@ -81,15 +80,11 @@ class CudaBackend final : public Backend {
   Planes staging(int slot) override { return packed_planes(source_, at(slot).staging.get()); }
   ConstPlanes result(int slot) override { return as_const(packed_planes(target_, at(slot).result.get())); }
 
-  void stage(int slot) override {
-    at(slot).owner.reset();  // of a frame that was dropped
-    at(slot).adopted = false;
-  }
+  void stage(int slot) override { at(slot).adopted = false; }
 
-  void adopt(int slot, const ConstPlanes& device_frame, Owner owner) override {
+  void adopt(int slot, const ConstPlanes& device_frame) override {
     const OnDevice here(options_.device);
     Slot& s = at(slot);
-    s.owner = std::move(owner);
     s.frame = device_frame;
     s.adopted = true;
     check(cudaEventRecord(s.produced.get(), producer_.get()), "record an event");
@@ -97,6 +92,30 @@ class CudaBackend final : public Backend {
 
   void launch(int slot) override {
     use_device(options_.device);
+    try {
+      begin(slot);
+    } catch (...) {
+      static_cast<void>(cudaStreamSynchronize(upload_.get()));  // nobody keeps an adopted frame from now on
+      throw;
+    }
+  }
+
+  void await_read(int slot) override {
+    use_device(options_.device);
+    if (at(slot).adopted) check(cudaEventSynchronize(at(slot).upload.end.get()), "read a frame");
+  }
+
+  StageTimes finish(int slot) override {
+    use_device(options_.device);
+    Slot& s = at(slot);
+    check(cudaEventSynchronize(s.download.end.get()), "translate a frame");
+    return {s.upload.time(), s.compute.time(), s.download.time()};
+  }
+
+ private:
+  Slot& at(int slot) { return slots_[static_cast<std::size_t>(slot)]; }
+
+  void begin(int slot) {
     Slot& s = at(slot);
     if (s.adopted) check(cudaStreamWaitEvent(upload_.get(), s.produced.get(), 0), "let a stream wait");
     s.upload.record(upload_.get(), [&] { upload(s); });
@@ -111,17 +130,6 @@ class CudaBackend final : public Backend {
             "copy a frame from the GPU");
     });
   }
-
-  StageTimes finish(int slot) override {
-    use_device(options_.device);
-    Slot& s = at(slot);
-    check(cudaEventSynchronize(s.download.end.get()), "translate a frame");
-    s.owner.reset();
-    return {s.upload.time(), s.compute.time(), s.download.time()};
-  }
-
- private:
-  Slot& at(int slot) { return slots_[static_cast<std::size_t>(slot)]; }
 
   // The frame into the slot's memory on the device, where the graph reads it.
   void upload(const Slot& s) const {

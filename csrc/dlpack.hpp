@@ -2,11 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arguments.hpp"
 #include "cuda_backend.hpp"
+#include "gil.hpp"
 
 namespace fastpix2pix::python {
 
@@ -23,12 +26,9 @@ struct DLPackTensor {
 };
 constexpr int kDLPackCuda = 2, kDLPackCudaManaged = 13, kDLPackUInt = 1;
 
-// What a device frame keeps alive. Another thread may let go of it, so the last reference goes with the GIL held.
-using Held = std::vector<py::object>;
-
 struct DeviceArgument {
   ConstPlanes planes;
-  Owner owner{nullptr, nullptr};
+  Owner owner;
 };
 
 inline bool lies_on_cuda(const py::handle& object) {
@@ -45,17 +45,18 @@ inline bool on_cuda(const py::object& frame) {
   return py::len(frame) > 0 && lies_on_cuda(frame[py::int_(0)]);
 }
 
-// Takes planes from Python, makes `stream` wait for whoever writes them, and holds them.
+// Takes planes from Python, makes `stream` wait for whoever writes them, and holds them until they are `done`.
 class DeviceFrame {
  public:
-  DeviceFrame(std::uintptr_t stream, int device) : stream_(stream), device_(device) {}
+  DeviceFrame(std::uintptr_t stream, int device, std::shared_ptr<Done> done)
+      : stream_(stream), device_(device), done_(std::move(done)) {}
 
   DeviceArgument argument(const py::object& frame, const FrameShape& shape, const char* format) {
     const auto planes = frame_argument<const std::uint8_t>(
         frame, shape, format, [this](const py::object& plane, const char* what) { return memory_of(plane, what); });
-    Owner owner(new Held(std::move(held_)), [](void* held) {
-      py::gil_scoped_acquire acquire;
-      delete static_cast<Held*>(held);
+    Owner owner(new Done::Objects(std::move(held_)), [done = done_](Done::Objects* held) {
+      done->add(std::move(*held));
+      delete held;
     });
     return {planes.planes, std::move(owner)};
   }
@@ -134,7 +135,8 @@ class DeviceFrame {
 
   std::uintptr_t stream_;
   int device_;
-  Held held_;
+  std::shared_ptr<Done> done_;
+  Done::Objects held_;
 };
 
 }  // namespace fastpix2pix::python

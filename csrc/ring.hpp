@@ -4,9 +4,11 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "frame.hpp"
@@ -48,7 +50,9 @@ class Ring {
   };
 
   // depth: slots that may be launched at once. Frames that are launched can no longer be dropped.
-  Ring(int slots, Policy policy, int depth) : slots_(slots), policy_(policy), depth_(depth) {
+  // left(slot): its frame has left, collected or not, and no other is in it yet. Called under the ring's lock.
+  Ring(int slots, Policy policy, int depth, std::function<void(int)> left = {})
+      : slots_(slots), policy_(policy), depth_(depth), left_(std::move(left)) {
     if (slots < 2 || slots > 64) {
       throw InvalidInput("slots = " + std::to_string(slots) + "; allowed are 2 to 64");
     }
@@ -71,7 +75,10 @@ class Ring {
       }
       if (slot < 0 && policy_ == Policy::drop_oldest) {
         slot = oldest([](State s) { return s == State::queued || s == State::done; });
-        if (slot >= 0) ++counters_.dropped_oldest;
+        if (slot >= 0) {
+          ++counters_.dropped_oldest;
+          leave(slot);
+        }
       }
       if (slot >= 0) {
         slots_[slot].state = State::filling;
@@ -89,8 +96,8 @@ class Ring {
     s.published = Clock::now();
     s.sequence = next_++;
     ++counters_.submitted;
-    s.state = stopping_ ? State::free : State::queued;
-    if (stopping_) ++counters_.abandoned;
+    s.state = State::queued;
+    if (stopping_) abandon(slot);
     queued_.notify_all();
     if (policy_ == Policy::drop_oldest) room_.notify_all();  // it may be dropped at once
   }
@@ -141,8 +148,8 @@ class Ring {
   }
   void finished(int slot) {
     std::lock_guard lock(mutex_);
-    slots_[slot].state = stopping_ ? State::free : State::done;
-    if (stopping_) ++counters_.abandoned;
+    slots_[slot].state = State::done;
+    if (stopping_) abandon(slot);
     done_.notify_all();
     queued_.notify_all();                                    // one less in work
     if (policy_ == Policy::drop_oldest) room_.notify_all();  // it may be dropped
@@ -191,7 +198,7 @@ class Ring {
   void fail(int slot, const std::string& message) {
     std::lock_guard lock(mutex_);
     if (error_.empty()) error_ = message;
-    slots_[slot].state = State::free;
+    leave(slot);
     ++counters_.failed;
     stop_locked();
   }
@@ -239,18 +246,25 @@ class Ring {
     return count([](State s) { return s != State::free; }) == 0;
   }
 
-  void free_locked(int slot) {
+  void leave(int slot) {
     slots_[slot].state = State::free;
+    if (left_) left_(slot);
+  }
+  void abandon(int slot) {
+    leave(slot);
+    ++counters_.abandoned;
+  }
+
+  void free_locked(int slot) {
+    leave(slot);
     room_.notify_all();
     if (finishing_) done_.notify_all();  // it may have been the last
   }
 
   void stop_locked() {
     stopping_ = true;
-    for (Slot& slot : slots_) {
-      if (slot.state != State::queued && slot.state != State::done) continue;
-      slot.state = State::free;
-      ++counters_.abandoned;
+    for (int i = 0; i < static_cast<int>(slots_.size()); ++i) {
+      if (slots_[i].state == State::queued || slots_[i].state == State::done) abandon(i);
     }
     for (std::condition_variable* waiting : {&room_, &queued_, &launched_, &done_}) waiting->notify_all();
   }
@@ -275,6 +289,7 @@ class Ring {
   std::vector<Slot> slots_;
   Policy policy_;
   int depth_;
+  std::function<void(int)> left_;
   std::uint64_t next_ = 0;
   Counters counters_;
   std::string error_;

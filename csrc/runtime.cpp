@@ -23,9 +23,10 @@ void copy_planes(const Planes& to, const ConstPlanes& from, const FrameShape& sh
 
 FrameRuntime::FrameRuntime(std::unique_ptr<Backend> backend, const Shape& shape)
     : shape_(shape),
-      ring_(shape.slots, shape.policy, shape.depth),
+      ring_(shape.slots, shape.policy, shape.depth, [this](int slot) { let_go(slot); }),
       backend_(std::move(backend)),
-      launched_(static_cast<std::size_t>(shape.slots)) {
+      launched_(static_cast<std::size_t>(shape.slots)),
+      owners_(static_cast<std::size_t>(shape.slots)) {
   try {
     launcher_ = std::thread([this] { launch_frames(); });
     finisher_ = std::thread([this] { finish_frames(); });
@@ -69,7 +70,11 @@ FrameRuntime::Submitted FrameRuntime::submit(const ConstPlanes& frame, std::int6
 
 FrameRuntime::Submitted FrameRuntime::submit_device(const ConstPlanes& frame, Owner& owner, std::int64_t tag,
                                                     Time deadline, Time until) {
-  return submit_with([&](int slot) { backend_->adopt(slot, frame, std::move(owner)); }, tag, deadline, until);
+  const auto fill = [&](int slot) {
+    backend_->adopt(slot, frame);
+    owners_[static_cast<std::size_t>(slot)] = std::move(owner);
+  };
+  return submit_with(fill, tag, deadline, until);
 }
 
 std::optional<std::int64_t> FrameRuntime::collect(const Planes& frame, Time until) {
@@ -102,6 +107,8 @@ void FrameRuntime::finish_frames() {
   int slot;
   while ((slot = ring_.next_to_finish()) >= 0) {
     try {
+      backend_->await_read(slot);
+      let_go(slot);
       const StageTimes times = backend_->finish(slot);
       const Time begun = launched_[static_cast<std::size_t>(slot)], in = ring_.published(slot);
       {

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <vector>
 
 #include "latency.hpp"
 #include "ring.hpp"
@@ -18,8 +19,9 @@ namespace fastpix2pix {
 // stream: a cudaStream_t to enqueue on, or null on the CPU, where the work is done on return. May throw.
 using Engine = std::function<void(int slot, const void* input, void* output, void* stream)>;
 
-// Keeps foreign device memory alive until the frame in it has been read.
-using Owner = std::unique_ptr<void, void (*)(void*)>;
+// Keeps foreign device memory alive until the frame in it has been read or given up. Goes on any thread, at times
+// under a lock, so its deleter waits for nobody.
+using Owner = std::shared_ptr<void>;
 
 struct StageTimes {
   Latency::Duration upload{}, compute{}, download{};
@@ -32,8 +34,9 @@ class Backend {
   virtual Planes staging(int slot) = 0;      // host memory of a source frame
   virtual ConstPlanes result(int slot) = 0;  // host memory of a finished frame
   virtual void stage(int slot) = 0;          // the next launch takes the frame in staging(slot)
-  virtual void adopt(int slot, const ConstPlanes& device_frame, Owner owner) = 0;  // the next launch takes that one
-  virtual void launch(int slot) = 0;        // begin the work; throws where it cannot be begun
+  virtual void adopt(int slot, const ConstPlanes& device_frame) = 0;  // the next launch takes that one
+  virtual void launch(int slot) = 0;        // begin the work; throws where it cannot be begun, and reads no frame then
+  virtual void await_read(int slot) = 0;    // wait until the adopted frame has been read
   virtual StageTimes finish(int slot) = 0;  // wait until result(slot) is whole; throws what went wrong
 };
 
@@ -56,7 +59,7 @@ class FrameRuntime {
 
   // Copy a host frame in; it is the caller's again on return. timed_out: not taken and not counted.
   Submitted submit(const ConstPlanes& frame, std::int64_t tag, Time deadline, Time until);
-  // Hand a frame in that lies in the device's memory; `owner` is released when it has been read.
+  // Hand a frame in that lies in the device's memory; `owner` is taken with it.
   Submitted submit_device(const ConstPlanes& frame, Owner& owner, std::int64_t tag, Time deadline, Time until);
   // Copy the next frame out and give its tag; nothing at `until`, or once finish was called and all is out.
   std::optional<std::int64_t> collect(const Planes& frame, Time until);
@@ -75,6 +78,7 @@ class FrameRuntime {
  private:
   template <class Fill>
   Submitted submit_with(const Fill& fill, std::int64_t tag, Time deadline, Time until);
+  void let_go(int slot) { owners_[static_cast<std::size_t>(slot)].reset(); }
   void launch_frames();
   void finish_frames();
 
@@ -82,6 +86,7 @@ class FrameRuntime {
   Ring ring_;
   std::unique_ptr<Backend> backend_;
   std::vector<Time> launched_;  // per slot; written before it is launched, read after
+  std::vector<Owner> owners_;   // per slot; whoever holds the slot may touch its own
   std::mutex latency_mutex_;
   std::array<Latency, kStages> latency_;
   std::mutex close_mutex_;

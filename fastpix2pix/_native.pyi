@@ -154,7 +154,8 @@ class FrameRuntime:
         """Copy a frame in; False: it was not taken (drop-newest, or after `timeout`, which is not counted).
 
         On CUDA a frame may lie on the GPU: a DLPack tensor, an object with __cuda_array_interface__, or a tuple of
-        planes of them; they are held until the frame has been read.
+        planes of them; they are held until the frame has been read or given up, and the next call of submit, collect
+        or close lets go of them.
         """
 
     def collect(self, frame: _Frame, *, timeout: float | None = None) -> int | None:

@@ -268,13 +268,132 @@ void many_threads_submit_and_collect() {
   CHECK(r->counters().submitted == 1500 && r->counters().collected == collected);
 }
 
+// A GPU that does nothing, and each step of it once it is let.
+struct Device final : Backend {
+  Planes staging(int) override { return {}; }
+  ConstPlanes result(int) override { return picture.read(); }
+  void stage(int) override {}
+  void adopt(int, const ConstPlanes&) override {}
+  void launch(int) override {
+    if (fails) throw Failed("no launch");
+    begun = true;
+    pass(launching);
+  }
+  void await_read(int) override { pass(reading); }
+  StageTimes finish(int) override {
+    pass(finishing);
+    return {};
+  }
+  static void pass(const std::atomic<bool>& open) {
+    while (!open) std::this_thread::sleep_for(milliseconds(1));
+  }
+
+  Frame picture{3};
+  std::atomic<bool> fails{false}, begun{false}, launching{true}, reading{true}, finishing{true};
+};
+
+// A runtime on such a device, and how many of the frames that it was given are held.
+struct DeviceRuntime {
+  explicit DeviceRuntime(Policy policy) : runtime(std::unique_ptr<Backend>(device), shape(policy)) {}
+  ~DeviceRuntime() {
+    for (std::atomic<bool>* step : {&device->launching, &device->reading, &device->finishing}) *step = true;
+  }
+  FrameRuntime::Shape shape(Policy policy) const {
+    return {device->picture.shape, device->picture.shape, 3, 1, policy};
+  }
+  void submit(Time deadline = kNever) {
+    ++held;
+    Owner owner(&held, [](std::atomic<int>* count) { --*count; });
+    CHECK(runtime.submit_device({}, owner, 0, deadline, kNever) == Submitted::accepted && !owner);
+  }
+  // Without another call: those who wait for a frame's memory may be the ones who would make it.
+  void holds(int count) const {
+    for (int ms = 0; held != count && ms < 5000; ++ms) std::this_thread::sleep_for(milliseconds(1));
+    CHECK(held == count);
+  }
+
+  std::atomic<int> held{0};
+  Device* device = new Device;
+  FrameRuntime runtime;
+};
+
+void a_device_frame_is_held_until_it_has_been_read() {
+  DeviceRuntime on(Policy::block);
+  on.device->reading = on.device->finishing = false;
+  on.submit();
+  std::this_thread::sleep_for(milliseconds(5));
+  on.holds(1);
+  on.device->reading = true;
+  on.holds(0);
+  on.device->finishing = true;
+  Frame back;
+  CHECK(on.runtime.collect(back.planes, kNever) == 0 && back.is(3, 3));
+}
+
+void device_frames_that_are_given_up_are_let_go() {
+  {
+    DeviceRuntime on(Policy::block);
+    on.device->finishing = false;
+    on.submit();
+    on.submit(Clock::now());
+    on.holds(0);
+    CHECK(on.runtime.counters().late == 1);
+  }
+  {
+    DeviceRuntime on(Policy::drop_oldest);
+    on.device->launching = false;
+    on.submit();
+    Device::pass(on.device->begun);
+    for (int i = 0; i < 5; ++i) on.submit();
+    on.holds(3);
+  }
+  {
+    DeviceRuntime on(Policy::block);
+    on.device->fails = true;
+    on.submit();
+    on.holds(0);
+  }
+  {
+    DeviceRuntime on(Policy::block);
+    on.device->reading = false;
+    for (int i = 0; i < 3; ++i) on.submit();
+    Device::pass(on.device->begun);
+    std::thread closing([&] { on.runtime.close(); });
+    on.holds(1);  // the one in work
+    on.device->reading = true;
+    closing.join();
+    CHECK(on.held == 0);
+  }
+}
+
+// Each frame's owner goes once, whoever gives it up.
+void many_device_frames() {
+  for (const Policy policy : {Policy::block, Policy::drop_oldest}) {
+    DeviceRuntime on(policy);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 2; ++i) {
+      threads.emplace_back(
+          [&] { CHECK_THROWS(Failed, "closed", for (int k = 0;; ++k) on.submit(k % 7 ? kNever : Clock::now())); });
+      threads.emplace_back([&] {
+        Frame back;
+        CHECK_THROWS(Failed, "closed", while (on.runtime.collect(back.planes, kNever)){});
+      });
+    }
+    std::this_thread::sleep_for(milliseconds(20));
+    on.runtime.close();
+    for (std::thread& thread : threads) thread.join();
+    CHECK(on.held == 0);
+    check_sum(on.runtime);
+  }
+}
+
 void refusals() {
   const FrameShape frame{Format::rgb, kWidth, kHeight};
   const InputSpec in{frame, {0, 0, 8, 8}, 8, 8, 0, 0, {8, 8, false, false}, Filter::area, Border::reflect, 0.0f, {}};
   const OutputSpec out{{16, 8, false, false}, {0, 0, 16, 8}, frame, Filter::area, {}};
   CHECK_THROWS(InvalidInput, "without an engine", make_cpu_backend(in, out, {}, 2, 1));
   auto r = runtime();
-  Owner owner(nullptr, [](void*) {});
+  Owner owner;
   CHECK_THROWS(InvalidInput, "submitted to a runtime on the CPU", r->submit_device({}, owner, 0, kNever, kNever));
   const Frame good(4);
   CHECK(r->submit(good.read(), 1, kNever, kNever) == Submitted::accepted);  // the slot was given back
@@ -294,5 +413,8 @@ int main() {
                      {"deadlines_and_timeouts", deadlines_and_timeouts},
                      {"the_frame_path_allocates_nothing", the_frame_path_allocates_nothing},
                      {"many_threads_submit_and_collect", many_threads_submit_and_collect},
+                     {"a_device_frame_is_held_until_it_has_been_read", a_device_frame_is_held_until_it_has_been_read},
+                     {"device_frames_that_are_given_up_are_let_go", device_frames_that_are_given_up_are_let_go},
+                     {"many_device_frames", many_device_frames},
                      {"refusals", refusals}});
 }

@@ -1,5 +1,6 @@
 """The CUDA half: conversions with the bits of the CPU, graphs, device frames, failures. Needs a GPU."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -259,21 +260,60 @@ def test_a_frame_whose_producer_is_still_at_work() -> None:
     np.testing.assert_array_equal(back, source)
 
 
-def test_a_device_frame_is_held_until_it_has_been_read() -> None:
-    class Frame:
-        def __init__(self, tensor: torch.Tensor) -> None:
-            self.tensor = tensor
-            self.__cuda_array_interface__ = tensor.__cuda_array_interface__
+class Frame:
+    """A frame on the GPU that nothing but its user holds."""
 
-    r, back = runtime(), np.empty_like(frame(7))
-    given = Frame(torch.from_numpy(frame(7)).cuda())
-    torch.cuda.synchronize()
+    def __init__(self, source: Any) -> None:
+        self.tensor = torch.from_numpy(source).cuda()
+        self.__cuda_array_interface__ = self.tensor.__cuda_array_interface__
+        torch.cuda.synchronize()
+
+
+def test_a_device_frame_is_held_until_it_has_been_read() -> None:
+    r, back, given = runtime(), np.empty_like(frame(7)), Frame(frame(7))
     seen = weakref.ref(given)
     assert r.submit(given)
     del given
     assert r.collect(back, timeout=60) == 0
     np.testing.assert_array_equal(back, frame(7))
     assert seen() is None
+
+
+def test_device_frames_that_are_given_up_are_let_go() -> None:
+    def engine(input: int, output: int, stream: int) -> None:
+        if entered is not None:
+            entered.set()
+            assert opened.wait(60)
+
+    entered: threading.Event | None = None
+    r, back, given = runtime(engine, graph="off", depth=1), np.empty_like(frame(7)), Frame(frame(7))
+    entered, opened, seen = threading.Event(), threading.Event(), weakref.ref(given)
+    assert r.submit(frame(8)) and entered.wait(60)
+    assert r.submit(given, deadline=0)
+    del given
+    opened.set()
+    assert r.collect(back, timeout=60) == 0
+    while r.stats()["frames"]["late"] == 0:
+        time.sleep(0.001)
+    assert r.poll(back) is None and seen() is None
+    opened.clear()
+    entered.clear()
+    given = Frame(frame(7))
+    seen = weakref.ref(given)
+    assert r.submit(frame(8)) and entered.wait(60) and r.submit(given)
+    del given
+    threading.Timer(0.05, opened.set).start()
+    r.close()
+    assert seen() is None
+
+
+def test_a_frame_is_ready_while_another_thread_has_the_interpreter() -> None:
+    r, back, given = runtime(), np.empty_like(frame(7)), Frame(frame(7))
+    translated(r, given, back)
+    assert r.submit(given)
+    ctypes.PyDLL(None).usleep(300_000)  # with the GIL
+    assert r.collect(back, timeout=60) == 0
+    assert r.stats()["latency"]["total"]["max_ms"] < 200
 
 
 def test_refused_device_frames() -> None:
