@@ -1,6 +1,7 @@
 #include "cuda_backend.hpp"
 
 #include <exception>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -87,6 +88,14 @@ class CudaBackend final : public Backend {
     check(cudaStreamSynchronize(nullptr), "prepare memory on the GPU");
     info.graph = build_graphs();
     info.producer_stream = reinterpret_cast<std::uintptr_t>(producer_.get());
+  }
+
+  // Whoever drops the runtime may be on another device, where freeing would make a context.
+  ~CudaBackend() override {
+    try {
+      here_.emplace(options_.device);
+    } catch (const Failed&) {  // the work that broke the device has raised it
+    }
   }
 
   Planes staging(int slot) override { return packed_planes(source_, at(slot).staging.get()); }
@@ -258,6 +267,7 @@ class CudaBackend final : public Backend {
   }
 
   // Destroyed from the last to the first: graphs, then what they were made of, then the engine that owns its memory.
+  std::optional<OnDevice> here_;  // until all of it is gone
   CudaOptions options_;
   FrameShape source_, target_;
   CudaInputPlan input_;
@@ -284,7 +294,8 @@ std::unique_ptr<Backend> make_cuda_backend(const InputSpec& input, const OutputS
   return std::make_unique<CudaBackend>(input, output, std::move(options), info);
 }
 
-int device_of(const void* pointer) {
+int device_of(const void* pointer, int device) {
+  const OnDevice here(device);
   cudaPointerAttributes about;
   check(cudaPointerGetAttributes(&about, pointer), "find where a frame lies");
   return about.type == cudaMemoryTypeDevice || about.type == cudaMemoryTypeManaged ? about.device : -1;

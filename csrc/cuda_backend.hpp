@@ -35,8 +35,8 @@ struct CudaBackendInfo {
 std::unique_ptr<Backend> make_cuda_backend(const InputSpec& input, const OutputSpec& output, CudaOptions options,
                                            CudaBackendInfo& info);
 
-// The GPU whose memory a pointer points to, or -1.
-int device_of(const void* pointer);
+// The GPU whose memory a pointer points to, or -1; asked on `device`.
+int device_of(const void* pointer, int device);
 
 // Does `work` with `device` as the current one of this thread.
 void on_device(int device, const std::function<void()>& work);

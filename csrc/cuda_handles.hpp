@@ -1,6 +1,7 @@
 // Owners of everything that CUDA hands out, and the check of everything that it returns.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
@@ -80,21 +81,41 @@ inline CudaGraph make_graph() {
 // For threads of the runtime. They never go back to another device: choosing one makes a context there.
 inline void use_device(int device) { check(cudaSetDevice(device), "choose a device"); }
 
-// The device of this thread for a while, where the thread is the caller's.
+// A function of the driver, since CUDA 4. Not linked, as the module must import where there is no driver.
+template <class Function>
+Function* driver_function(const char* name) {
+  void* found = nullptr;
+#if CUDART_VERSION >= 12050
+  check(cudaGetDriverEntryPointByVersion(name, &found, 4000, cudaEnableDefault), "find a function of the driver");
+#else
+  check(cudaGetDriverEntryPoint(name, &found, cudaEnableDefault), "find a function of the driver");
+#endif
+  return reinterpret_cast<Function*>(found);
+}
+
+// The device of this thread for a while, where the thread is the caller's. What comes back is the context that was
+// current, or none: cudaSetDevice would make one on a GPU that nobody uses.
 class OnDevice {
  public:
-  explicit OnDevice(int device) : device_(device) {
-    check(cudaGetDevice(&before_), "ask for the current device");
-    if (before_ != device_) use_device(device_);
+  explicit OnDevice(int device) {
+    check(static_cast<cudaError_t>(driver().get(&before_)), "ask for the current context");
+    use_device(device);
   }
-  ~OnDevice() {
-    if (before_ != device_) static_cast<void>(cudaSetDevice(before_));
-  }
+  ~OnDevice() { static_cast<void>(driver().set(before_)); }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int device_, before_ = 0;
+  struct Driver {
+    decltype(cuCtxGetCurrent)* get = driver_function<decltype(cuCtxGetCurrent)>("cuCtxGetCurrent");
+    decltype(cuCtxSetCurrent)* set = driver_function<decltype(cuCtxSetCurrent)>("cuCtxSetCurrent");
+  };
+  static const Driver& driver() {
+    static const Driver found;
+    return found;
+  }
+
+  CUcontext before_ = nullptr;
 };
 
 }  // namespace fastpix2pix

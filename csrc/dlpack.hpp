@@ -101,7 +101,7 @@ class DeviceFrame {
     const py::dict interface = plane.attr("__cuda_array_interface__");
     const std::string type = py::str(interface["typestr"]);
     const auto pointer = py::tuple(interface["data"])[0].cast<std::uintptr_t>();
-    check_device(device_of(reinterpret_cast<const void*>(pointer)), what);
+    check_device(device_of(reinterpret_cast<const void*>(pointer), device_), what);
     // None: whoever gives it has synchronised
     if (interface.contains("stream") && !interface["stream"].is_none()) {
       await_stream(stream_, interface["stream"].cast<std::uintptr_t>(), device_);

@@ -331,8 +331,33 @@ def test_refused_device_frames() -> None:
     assert r.stats()["frames"]["submitted"] == 0
 
 
+SECOND_GPU = """
+import threading, numpy as np, torch
+from fastpix2pix.runtime.native import FrameRuntime, InputSpec, OutputSpec
+size, back = (8, 8), np.empty((8, 8, 3), np.uint8)
+given = torch.zeros(8, 8, 3, dtype=torch.uint8, device="cuda:1")
+class Interface:
+    __cuda_array_interface__ = given.__cuda_array_interface__
+def work():
+    r = FrameRuntime(InputSpec("rgb", size, size), OutputSpec("rgb", size, size), None, device="cuda:1")
+    for frame in (bytes(192), given, Interface()):
+        assert r.submit(frame) and r.collect(back, timeout=60) == 0
+for run in (work, lambda: [thread.start() or thread.join() for thread in [threading.Thread(target=work)]]):
+    run()
+    print(torch._C._cuda_hasPrimaryContext(0), torch._C._cuda_hasPrimaryContext(1))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_gpu_that_is_not_used_gets_no_context() -> None:
+    """In a process of its own, on its main thread and on another: each begins on the GPU 0, without a context there."""
+    done = subprocess.run([sys.executable, "-c", SECOND_GPU], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False True\n" * 2, done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_frames_of_a_gpu_that_is_not_the_current_one() -> None:
+    torch.zeros(1, device="cuda:0")
     r = runtime(device="cuda:1")
     given = torch.from_numpy(frame(1).reshape(*SIZE, 3))
     assert torch.cuda.current_device() == 0
