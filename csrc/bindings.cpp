@@ -2,6 +2,7 @@
 // are all that knows both Python and the core. Types are in fastpix2pix/_native.pyi.
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <mutex>
 #include <set>
 #include <utility>
@@ -80,7 +81,7 @@ class PyRuntime {
     } else {
       backend = cuda(input, output, engine, kind, graph, slots);
     }
-    if (ending_) throw Failed("the interpreter ends; a frame runtime can no longer be made");
+    refuse_at_exit();
     runtime_ = std::make_shared<FrameRuntime>(std::move(backend), shape);
     open_.insert(runtime_);
   }
@@ -100,6 +101,7 @@ class PyRuntime {
     ending_ = true;
     const auto open = std::exchange(open_, {});
     const WithoutGil without;
+    static_cast<void>(std::lock_guard(making_));  // whoever makes one is through
     for (const auto& runtime : open) runtime->close();
     WithoutGil::last_thread();
   }
@@ -199,15 +201,16 @@ class PyRuntime {
     if (!engine.is_none() && kind == "graph") options.graph_of_slot = graph_engine(engine);
     ordinal_ = options.device;
     CudaBackendInfo info;
-    // One after the other: a capture breaks where another thread waits for the whole device, as torch does before its
-    // own captures. Whoever waits for the lock must not keep the GIL from the one who has it.
-    static std::mutex alone;
-    std::unique_lock lock(alone, std::defer_lock);
-    {
-      const WithoutGil without;
-      lock.lock();
-    }
-    const CollectorOff off;
+    // Others may run Python while memory is taken and the engine warms up, but not during captures.
+    options.undisturbed = [](const std::function<void()>& work) {
+      const py::gil_scoped_acquire acquire;
+      const CollectorOff off;
+      work();
+    };
+    const WithoutGil without;
+    // One after the other: torch waits for the whole device before its own captures, which breaks another's.
+    const std::lock_guard lock(making_);
+    refuse_at_exit();
     auto backend = make_cuda_backend(input, output, std::move(options), info);
     graph_ = info.graph;
     stream_ = info.producer_stream;
@@ -238,9 +241,13 @@ class PyRuntime {
   int ordinal_ = 0;
 #endif
 
-  // touched with the GIL held
-  inline static std::set<std::shared_ptr<FrameRuntime>> open_;
-  inline static bool ending_ = false;
+  static void refuse_at_exit() {
+    if (ending_) throw Failed("the interpreter ends; a frame runtime can no longer be made");
+  }
+
+  inline static std::set<std::shared_ptr<FrameRuntime>> open_;  // touched with the GIL held
+  inline static std::mutex making_;                             // one on CUDA; taken without the GIL
+  inline static std::atomic<bool> ending_{false};
 
   FrameShape source_, target_;
   std::string device_, graph_ = "none";

@@ -218,6 +218,10 @@ class CudaBackend final : public Backend {
   // One graph for each slot: conversion, the engine's part, conversion. add copies a graph into the whole.
   template <class EnginePart>
   void build_each(const EnginePart& engine_part) {
+    options_.undisturbed([&] { build_undisturbed(engine_part); });
+  }
+  template <class EnginePart>
+  void build_undisturbed(const EnginePart& engine_part) {
     for (int slot = 0; slot < options_.slots; ++slot) {
       Slot& s = at(slot);
       const CudaGraph whole = make_graph();

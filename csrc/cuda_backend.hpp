@@ -17,6 +17,9 @@ enum class GraphUse { automatic, on, off };
 // the memory that it works on as long as this function exists; the graph itself is copied.
 using GraphOfSlot = std::function<void*(int slot, const void* input, void* output)>;
 
+// Does `work`, during which nobody may wait for the whole device: that breaks a capture.
+using Undisturbed = std::function<void(const std::function<void()>& work)>;
+
 // Neither engine nor graph_of_slot: the input is the output (to test and to measure everything else).
 // The engine is called on the thread that makes the backend, twice for each slot and once more to capture it; later
 // only where there is no graph, on the launching thread.
@@ -25,6 +28,7 @@ struct CudaOptions {
   GraphUse graph = GraphUse::automatic;
   Engine engine;
   GraphOfSlot graph_of_slot;
+  Undisturbed undisturbed = [](const std::function<void()>& work) { work(); };  // around all captures
 };
 
 struct CudaBackendInfo {

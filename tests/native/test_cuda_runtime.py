@@ -1,6 +1,7 @@
 """The CUDA half: conversions with the bits of the CPU, graphs, device frames, failures. Needs a GPU."""
 
 import ctypes
+import itertools
 import os
 import subprocess
 import sys
@@ -258,6 +259,41 @@ def test_a_frame_whose_producer_is_still_at_work() -> None:
     assert not producer.query()
     assert r.collect(back, timeout=60) == 0
     np.testing.assert_array_equal(back, source)
+
+
+def test_making_a_runtime_leaves_the_interpreter_to_others() -> None:
+    runtime()  # kernels are loaded
+    stamps, stop = [time.perf_counter()], threading.Event()
+
+    def counting() -> None:
+        while not stop.is_set():
+            stamps.append(time.perf_counter())
+            time.sleep(0.001)
+
+    def slow(input: int, output: int, stream: int) -> None:
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+            if not torch.cuda.is_current_stream_capturing():
+                torch.cuda._sleep(50_000_000)
+
+    thread = threading.Thread(target=counting)
+    thread.start()
+    begin = time.perf_counter()
+    runtime(slow, slots=8)  # warms up for some tenths of a second
+    took = time.perf_counter() - begin
+    stop.set()
+    thread.join()
+    assert max(after - before for before, after in itertools.pairwise(stamps)) < took / 3
+
+
+def test_nobody_spins_while_the_gpu_works() -> None:
+    def slow(input: int, output: int, stream: int) -> None:
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+            torch.cuda._sleep(500_000_000)  # about a quarter of a second
+
+    r, back = runtime(slow, slots=2), np.empty_like(frame(1))
+    busy, begin = time.process_time(), time.perf_counter()
+    assert r.submit(frame(1)) and r.collect(back, timeout=60) == 0
+    assert time.process_time() - busy < 0.3 * (time.perf_counter() - begin)
 
 
 class Frame:
