@@ -165,7 +165,7 @@ def _synchronise() -> None:
 
 
 def _use_all() -> None:
-    """Raises where torch can no longer use the GPU: a capture that broke off leaves its allocator and generator so."""
+    """Raises where torch can no longer use the GPU."""
     _synchronise()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

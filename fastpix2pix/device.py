@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -64,15 +62,3 @@ def resolve_precision(
     if precision == "bf16" and not has_bf16:
         raise EnvironmentFailed(f"precision = bf16: {torch.cuda.get_device_name(device)} has no bf16; use fp16 or fp32")
     return precision
-
-
-@contextmanager
-def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
-    """Record what the block starts into a graph, on a stream that is not the default one.
-
-    Other threads (loaders, decoders) may call CUDA meanwhile. Where the capture breaks off, which raises RuntimeError,
-    the current stream is what it was: torch leaves its own.
-    """
-    here = torch.cuda.stream(torch.cuda.current_stream(stream.device))
-    with here, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        yield

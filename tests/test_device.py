@@ -1,10 +1,7 @@
-from contextlib import contextmanager
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from fastpix2pix.device import capturing, resolve_device, resolve_precision, with_index
+from fastpix2pix.device import resolve_device, resolve_precision, with_index
 from fastpix2pix.errors import EnvironmentFailed, InputError
 
 CPU = torch.device("cpu")
@@ -51,31 +48,3 @@ def test_precision():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_auto_precision_is_half_on_cuda():
     assert resolve_precision("auto", torch.device("cuda")) in ("bf16", "fp16")
-
-
-def test_a_capture_that_breaks_off_leaves_the_current_stream_as_it_was(monkeypatch):
-    streams = ["default"]  # the current one is the last
-
-    @contextmanager
-    def stream(given):
-        before = streams[-1]
-        streams.append(given)
-        try:
-            yield
-        finally:
-            streams.append(before)
-
-    @contextmanager
-    def graph(graph, stream, capture_error_mode):
-        assert capture_error_mode == "thread_local"
-        streams.append(stream)  # and its end raises before it gives this one back
-        yield
-        raise RuntimeError("not permitted")
-
-    monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    side = SimpleNamespace(device=torch.device("cuda"))
-    with pytest.raises(RuntimeError, match="not permitted"), capturing(object(), side):
-        assert streams[-1] is side
-    assert streams[-1] == "default"

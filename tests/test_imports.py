@@ -26,7 +26,7 @@ LAYERS = [
     {"data", "model"},
     {"console", "pages", "profiling"},
     {"tuning"},
-    {"device", "files", "interrupt", "kernels", "openmp", "_native"},
+    {"capture", "device", "files", "interrupt", "kernels", "openmp", "_native"},
     {"config"},
     {"errors", "other_names"},
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..capture import capturing
 from ..console import say
 from ..data.images import to_uint8, to_unit
-from ..device import capturing, resolve_device, with_index
+from ..device import resolve_device, with_index
 from ..errors import EnvironmentFailed, InputError
 from ..files import written_aside
 from .buffers import buffer_dtype, buffer_layout, buffer_shape, check_buffers
@@ -70,6 +72,7 @@ class TensorRTEngine:
         self._masks = Masks(config, self.modes, self.plan.form)
         self._graph = graph
         self._calls: dict[tuple[int, int, int], _Call] = {}
+        self._alone = threading.Lock()  # they have one input and one output, whichever thread calls
         self._fixed: dict[tuple[int, int], dict[str, Tensor]] = {}
         with torch.cuda.device(self.device):
             self._deserialise(data)
@@ -185,12 +188,13 @@ class TensorRTEngine:
         n, _, height, width = batch.shape
         padded = max(n, self.plan.batches[0])  # an engine for 4 images translates 1 as 4
         key = (padded, height, width)
-        if key not in self._calls:
-            while len(self._calls) >= _KEPT:
-                self._stream.synchronize()
-                del self._calls[next(iter(self._calls))]
-            self._calls[key] = _Call(self, *key)
-        return self._calls[key](batch, first)[:n]
+        with self._alone:
+            if key not in self._calls:
+                while len(self._calls) >= _KEPT:
+                    self._stream.synchronize()
+                    del self._calls[next(iter(self._calls))]
+                self._calls[key] = _Call(self, *key)
+            return self._calls[key](batch, first)[:n]
 
     def _mask_tensors(self, n: int, height: int, width: int, first: int) -> dict[str, Tensor]:
         """{input: mask} on the GPU, by the current stream; those of noise = fixed are kept."""

@@ -8,6 +8,8 @@ readers normalise and activate while loading, which moves fewer bytes and takes 
 from __future__ import annotations
 
 import itertools
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -16,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..capture import capturing, let_go_later
 from ..config import Modes
-from ..device import capturing, resolve_precision
+from ..device import resolve_precision
 from ..errors import EnvironmentFailed, InputError
 from ..kernels.bias_act import bias_act
 from ..kernels.conv import conv, problem_of
@@ -121,7 +124,9 @@ class TritonEngine:
         if graph and self.device.type == "cuda":
             with torch.cuda.device(self.device):  # a pool is of the current one
                 self._pool = torch.cuda.MemPool()
+            weakref.finalize(self, let_go_later, self._pool)
         self._captured: dict[Map, _Captured] = {}
+        self._alone = threading.Lock()  # a graph has one input and one output, whichever thread calls
 
     @torch.no_grad()
     def translate(
@@ -160,6 +165,10 @@ class TritonEngine:
 
     def _run(self, input: Tensor, output: Tensor, first: int) -> None:
         self._check(input, output)
+        with self._alone:
+            self._write(input, output, first)
+
+    def _write(self, input: Tensor, output: Tensor, first: int) -> None:
         if self.modes.noise == "random":
             self._counters[2].fill_(first)
         n, _, h, w = input.shape

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..capture import capturing
 from ..config import Stream
-from ..device import capturing
 from ..errors import InputError
 from ..runtime import native
 from ..runtime.engine import Engine, TorchEngine

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..capture import capturing
 from ..config import Train
 from ..console import say
-from ..device import capturing
 from ..errors import EnvironmentFailed, InputError
 
 WARM_UP = 3  # real steps run eagerly first: libraries choose their algorithms, kernels are compiled

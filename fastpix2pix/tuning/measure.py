@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..device import capturing
+from ..capture import capturing
 from .verdicts import out_of_memory
 
 _REPEATS = 10  # of the work in one graph
@@ -43,8 +43,8 @@ def step_ms(run: Callable[[], object], device: torch.device) -> float:
 
 
 def usable(device: torch.device) -> bool:
-    """Whether the process can go on with a device after an error: an illegal access, for one, ends CUDA for all of it,
-    and a capture that breaks off leaves the random numbers unusable."""
+    """Whether the process can go on with a device after an error: an illegal access, for one, ends CUDA for all of
+    it."""
     if device.type != "cuda":
         return True
     try:

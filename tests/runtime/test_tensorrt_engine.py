@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastpix2pix import capture
 from fastpix2pix.config import Fitted, Form, Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
@@ -111,7 +112,7 @@ class StandIn:
         return self.contexts[-1]
 
     @contextmanager
-    def graph(self, graph, stream, capture_error_mode):
+    def graph(self, graph, pool, stream, capture_error_mode):
         self.capturing = True
         try:
             yield
@@ -161,6 +162,8 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", api.graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(capture, "_put_right", lambda device, pool: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: api.replays.append(1)))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
     return TensorRTEngine(path, "cpu"), api

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,7 @@ def test_graph_gives_what_the_kernels_give_and_can_be_captured_by_others():
         assert torch.equal(graphed.translate(x, first), plainly.translate(x, first))
     given, y = x.clone(), torch.empty_like(x)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         graphed.enqueue(given, y, stream)
         graph = torch.cuda.CUDAGraph()
@@ -283,6 +285,31 @@ def test_kernels_that_overlap_give_the_same_picture(modes, side):
         expected = plainly.translate(x, first)
         for _ in range(3):
             assert torch.equal(overlapped.translate(x, first), expected)
+
+
+@gpu
+def test_threads_may_share_an_engine_and_make_others():
+    """One captured graph has one input; and captures, and the end of an engine, break captures of other threads."""
+    shared, pictures_of = engine(network(), Modes(), "fp16", impl="reference"), [pictures() * n / 4 for n in range(4)]
+    expected = [shared.translate(x).cpu() for x in pictures_of]
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        try:
+            for side in (32, 64):
+                engine(network(), Modes(), "fp16", impl="reference").translate(pictures(1, side, side))
+            for _ in range(20):
+                if not torch.equal(shared.translate(pictures_of[number]).cpu(), expected[number]):
+                    wrong.append(number)
+        except RuntimeError as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_kernels_do_not_overlap_on_a_cpu():

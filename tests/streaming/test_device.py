@@ -78,9 +78,8 @@ def test_what_the_runtime_is_told(make, noise, kind, layout):
 
 
 def test_the_masks_that_a_graph_reads_stay(monkeypatch):
-    for name in ("device", "stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *given, **options: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    for place in ("torch.cuda.device", "torch.cuda.stream", "fastpix2pix.streaming.device.capturing"):
+        monkeypatch.setattr(place, lambda *given: nullcontext())
     monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(synchronize=lambda: None, device="cpu"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda keep_graph: SimpleNamespace(raw_cuda_graph=lambda: 1))
     engine = TorchEngine(build_generator(Generator(depth=5, ngf=4)), Modes(noise="fixed"))

@@ -111,7 +111,7 @@ def test_replay_equals_eager_over_rate_changes_validation_and_resume(tmp_path, o
 
 @pytest.mark.gpu
 def test_a_capture_that_breaks_off_is_said_or_refused(capsys):
-    """The last of this file: torch 2.11 leaves its allocator in that capture (pytorch/pytorch#180395)."""
+    """What torch leaves of it is put right (capture.py)."""
     x = torch.ones(2, device="cuda")
 
     def body(x: torch.Tensor, y: torch.Tensor, number: int) -> torch.Tensor:
