@@ -291,9 +291,7 @@ class Fitted:
     """How pictures get into a network, of images and of video."""
 
     fit: Fit = "pad"  # pad: at its own size; tile: so, in squares; resize: scaled to size; crop: its centre, so
-    size: str | None = (
-        None  # 256 or 256x512 (height x width); pad, tile: at most; resize, crop: exactly, default as trained
-    )
+    size: str | None = None  # 256 or 256x512 (height x width); pad, tile: at most; resize, crop: so, default: trained
     tile: int = 512  # pixels a side of the squares of fit = tile, which overlap by a quarter
 
     def __post_init__(self) -> None:
