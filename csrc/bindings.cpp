@@ -205,6 +205,7 @@ class PyRuntime {
     options.undisturbed = [](const std::function<void()>& work) {
       const py::gil_scoped_acquire acquire;
       const CollectorOff off;
+      const Recording alone;
       work();
     };
     const WithoutGil without;

@@ -72,8 +72,8 @@ class DeviceFrame {
   py::buffer_info of_dlpack(const py::object& plane, const char* what) {
     check_device(py::int_(py::tuple(plane.attr("__dlpack_device__")())[1]), what);
     py::object capsule;
-    try {  // torch shares what lies on the current device
-      on_device(device_, [&] { capsule = plane.attr("__dlpack__")(py::arg("stream") = stream_); });
+    try {
+      on_device(device_, [&] { capsule = shared_here(plane); });
     } catch (py::error_already_set& error) {
       if (!error.matches(PyExc_NotImplementedError)) {
         throw InvalidInput(std::string(what) + " of type " + type_name(plane) +
@@ -95,6 +95,27 @@ class DeviceFrame {
     }
     return info(static_cast<std::uint8_t*>(tensor->data) + tensor->byte_offset, bytes ? "B" : "not uint8", itemsize,
                 std::move(shape), std::move(strides));
+  }
+
+  // torch shares what lies on the current device, of which it has an idea of its own: one where it has made no context
+  // yet is the current one in name only.
+  py::object shared_here(const py::object& plane) const {
+    const auto share = [&]() -> py::object { return plane.attr("__dlpack__")(py::arg("stream") = stream_); };
+    const py::str name("torch");
+    const auto torch = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
+    if (!torch || !py::isinstance(plane, torch.attr("Tensor"))) return share();
+    const py::object here = torch.attr("cuda").attr("device")(device_);
+    here.attr("__enter__")();
+    const auto leave = [&] { here.attr("__exit__")(py::none(), py::none(), py::none()); };
+    py::object capsule;
+    try {
+      capsule = share();
+    } catch (...) {
+      leave();
+      throw;
+    }
+    leave();
+    return capsule;
   }
 
   py::buffer_info of_interface(const py::object& plane, const char* what) {

@@ -81,6 +81,35 @@ class CollectorOff {
   bool was_on_;
 };
 
+// Keeps Python's threads from recording graphs of their own (fastpix2pix/capture.py). Where that is not imported, none
+// does.
+class Recording {
+ public:
+  Recording() {
+    const py::str name("fastpix2pix.capture");
+    const auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
+    if (!module) {
+      if (PyErr_Occurred()) throw py::error_already_set();
+      return;
+    }
+    alone_ = module.attr("recording")();
+    alone_.attr("__enter__")();
+  }
+  ~Recording() {
+    if (!alone_) return;
+    try {
+      alone_.attr("__exit__")(py::none(), py::none(), py::none());
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("the end of a recording");
+    }
+  }
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+
+ private:
+  py::object alone_;
+};
+
 // engine(input, output) -> the address of a cudaGraph_t, which the caller keeps alive as long as the runtime.
 inline GraphOfSlot graph_engine(py::object engine) {
   return [call = shared(std::move(engine))](int, const void* in, void* out) {

@@ -8,8 +8,23 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-_recording = threading.Lock()  # before it records, torch waits for the whole device: that breaks what others record
+_lock = threading.RLock()
+_depth = 0  # of `recording`, with the lock held
 _unused: list[object] = []  # memory to be let go of when nothing is recorded
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Keeps other threads from recording: before it records, torch waits for the whole device, which breaks what others
+    record. The frame runtime, whose captures are its own, asks for it by name."""
+    global _depth
+    with _lock:
+        _depth += 1
+        try:
+            yield
+        finally:
+            _depth -= 1
+            _let_go()
 
 
 @contextmanager
@@ -23,28 +38,30 @@ def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterato
     """
     pool = torch.cuda.graph_pool_handle()
     here = torch.cuda.stream(torch.cuda.current_stream(stream.device))
-    try:
-        with _recording, here, torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            yield
-    except BaseException:
-        _put_right(stream.device, pool)
-        raise
-    finally:
-        _let_go()
+    with recording():
+        try:
+            with here, torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                yield
+        except BaseException:
+            _put_right(stream.device, pool)
+            raise
 
 
-def let_go_later(memory: object) -> None:
-    """Hold it while a graph is recorded: torch ends the process where a MemPool goes meanwhile."""
-    _unused.append(memory)
+def let_go_later(memory: list[object]) -> None:
+    """Empty the list, but not while a graph is recorded: torch ends the process where a MemPool goes meanwhile. Nobody
+    else may refer to what it holds."""
+    while memory:
+        _unused.append(memory.pop())
     _let_go()
 
 
 def _let_go() -> None:
-    if _recording.acquire(blocking=False):
+    if _lock.acquire(blocking=False):
         try:
-            _unused.clear()
+            if not _depth:
+                _unused.clear()
         finally:
-            _recording.release()
+            _lock.release()
 
 
 def _put_right(device: torch.device, pool: tuple[int, int]) -> None:

@@ -65,7 +65,7 @@ def test_captures_of_several_threads_are_one_after_the_other(monkeypatch):
 
     def work():
         with capturing(object(), SimpleNamespace(device=torch.device("cuda:0"))):
-            capture.let_go_later(Memory())
+            capture.let_go_later([Memory()])
             time.sleep(0.05)
 
     threads = [threading.Thread(target=work) for _ in range(3)]

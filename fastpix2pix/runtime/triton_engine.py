@@ -11,6 +11,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -120,10 +121,10 @@ class TritonEngine:
         self._blocks_of_pixels = self._up[-1].geometry.transposed
         if self._blocks_of_pixels:
             self._up[-1] = _as_convolution(self._up[-1])
-        self._pool = None
+        self._pool: list[Any] = []  # one torch.cuda.MemPool, where graphs are captured
         if graph and self.device.type == "cuda":
             with torch.cuda.device(self.device):  # a pool is of the current one
-                self._pool = torch.cuda.MemPool()
+                self._pool.append(torch.cuda.MemPool())
             weakref.finalize(self, let_go_later, self._pool)
         self._captured: dict[Map, _Captured] = {}
         self._alone = threading.Lock()  # a graph has one input and one output, whichever thread calls
@@ -165,7 +166,9 @@ class TritonEngine:
 
     def _run(self, input: Tensor, output: Tensor, first: int) -> None:
         self._check(input, output)
-        with self._alone:
+        others = bool(self._pool) and torch.cuda.is_current_stream_capturing()
+        # who records has locked out all others: to wait here for one of them would be for ever
+        with nullcontext() if others else self._alone:
             self._write(input, output, first)
 
     def _write(self, input: Tensor, output: Tensor, first: int) -> None:
@@ -173,10 +176,10 @@ class TritonEngine:
             self._counters[2].fill_(first)
         n, _, h, w = input.shape
         size = Map(n, h, w)
-        if self._pool is None:
+        if not self._pool:
             y = self._forward(self._rows(input), size)
         elif torch.cuda.is_current_stream_capturing():  # somebody else's graph: it records the kernels themselves
-            with torch.cuda.use_mem_pool(self._pool):
+            with torch.cuda.use_mem_pool(*self._pool):
                 y = self._forward(self._rows(input), size)
         else:
             y = self._graph(size, input)(input)

@@ -50,8 +50,10 @@ class DeviceNetwork:
 
     def _call(self, input: int, output: int, stream: int) -> None:
         """Addresses of a slot's tensors and of a stream."""
-        x, y = self._tensors(input, output)
-        self._engine.enqueue(x, y, torch.cuda.ExternalStream(stream, device=self._engine.device), self._count)
+        device = self._engine.device
+        with torch.cuda.device(device):  # or torch goes back to another, which it has not made the current one yet
+            x, y = self._tensors(input, output)
+            self._engine.enqueue(x, y, torch.cuda.ExternalStream(stream, device=device), self._count)
         self._count += 1
 
     def _graph(self, input: int, output: int) -> int:

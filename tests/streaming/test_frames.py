@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import fastpix2pix as f2p
-from fastpix2pix.config import Generator
+from fastpix2pix.config import Generator, Modes
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
 from fastpix2pix.model.weights import save_network
 from fastpix2pix.runtime.load import load
 from fastpix2pix.runtime.translator import Translator
+from fastpix2pix.runtime.triton_engine import TritonEngine
 from tests.streaming.clips import HEIGHT, WIDTH, Identity, scene
 
 
@@ -249,3 +250,61 @@ def test_on_the_gpu(model):
         here, there = frames.translate([scene(4), torch.from_numpy(scene(4)).cuda()])
     np.testing.assert_array_equal(here, there)
     assert np.abs(here.astype(int) - wanted).max() <= 2
+
+
+SECOND_GPU = """
+import numpy as np, torch
+import fastpix2pix as f2p
+from fastpix2pix.config import Generator, Modes
+from fastpix2pix.model import build_generator
+from fastpix2pix.runtime.engine import TorchEngine
+from fastpix2pix.runtime.translator import Translator
+from fastpix2pix.runtime.triton_engine import TritonEngine
+net, gpu = build_generator(Generator(depth=5, ngf=4)).eval(), torch.device("cuda:1")
+picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+for kind, more in ((TorchEngine, {}), (TritonEngine, {"impl": "reference"})):
+    g = Translator(kind(net, Modes(norm_stats="image"), gpu, "fp32", **more), {}, {"size": 64})
+    wanted = g(picture)
+    with f2p.Frames(g, 64, 64, frames="cuda") as frames:
+        for given in (picture, torch.from_numpy(picture).to(gpu)):
+            assert frames.submit(given)
+            assert np.abs(frames.collect(timeout=60)[0].astype(int) - wanted).max() <= 1
+print(torch._C._cuda_hasPrimaryContext(0))
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_frames_on_the_second_gpu_while_nobody_uses_the_first():
+    """In a process of its own: there, torch calls the first one current and has not made it so."""
+    done = subprocess.run([sys.executable, "-c", SECOND_GPU], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.gpu
+def test_frames_are_made_while_other_threads_record_graphs_and_drop_engines():
+    """An engine that goes while a graph is recorded would take the process with it."""
+    net, stop, wrong = build_generator(Generator(depth=5, ngf=4)).eval(), threading.Event(), []
+
+    def engine() -> TritonEngine:
+        return TritonEngine(net, Modes(norm_stats="image"), torch.device("cuda"), "fp32", impl="reference")
+
+    def record() -> None:
+        while not stop.is_set():
+            try:
+                engine().translate(torch.zeros(1, 3, 32, 32, device="cuda"))
+            except RuntimeError as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=record) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(4):
+            with f2p.Frames(Translator(engine(), {}, {"size": 64}), 64, 64, frames="cuda") as frames:
+                assert frames.describe()["graph"] == "captured"
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
