@@ -113,6 +113,7 @@ class PyRuntime {
     auto result = FrameRuntime::Submitted::timed_out;
 #ifdef FASTPIX2PIX_CUDA
     if (device_ != "cpu" && on_cuda(frame)) {
+      runtime_->check_open();  // or a device that broke is taken for a frame that is wrong
       DeviceArgument held = DeviceFrame(stream_, ordinal_, done_).argument(frame, source_, format_name(source_));
       wait_for(timeout, [&](Time until) {
         result = runtime_->submit_device(held.planes, held.owner, tag, due, until);

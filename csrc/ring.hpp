@@ -176,6 +176,10 @@ class Ring {
   }
 
   // ---- everyone
+  void check() {  // raises once it has failed or was stopped
+    std::lock_guard lock(mutex_);
+    check_open();
+  }
   void finish() {  // no more frames will come
     std::lock_guard lock(mutex_);
     finishing_ = true;

@@ -57,6 +57,7 @@ class FrameRuntime {
 
   const Shape& shape() const { return shape_; }
 
+  void check_open() { ring_.check(); }  // raises what every call raises after a failure or close
   // Copy a host frame in; it is the caller's again on return. timed_out: not taken and not counted.
   Submitted submit(const ConstPlanes& frame, std::int64_t tag, Time deadline, Time until);
   // Hand a frame in that lies in the device's memory; `owner` is taken with it.

@@ -139,8 +139,10 @@ void an_engines_failure_surfaces_at_the_next_call() {
   Frame back;
   CHECK(r->submit(dark.read(), 1, kNever, kNever) == Submitted::accepted);
   CHECK(r->collect(back.planes, kNever) == 1);
+  r->check_open();
   CHECK(r->submit(bright.read(), 2, kNever, kNever) == Submitted::accepted);
   CHECK_THROWS(Failed, "too bright", r->collect(back.planes, kNever));
+  CHECK_THROWS(Failed, "too bright", r->check_open());
   CHECK_THROWS(Failed, "too bright", r->submit(dark.read(), 3, kNever, kNever));
   CHECK(r->counters().failed == 1);
   check_sum(*r);
