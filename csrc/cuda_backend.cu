@@ -38,8 +38,8 @@ struct Stage {
   }
   // What comes next on `stream` waits for the end.
   void before(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, end.get(), 0), "let a stream wait"); }
-  // To be woken takes some 50 us, which a small network notices; to spin takes a core for each stream. So spin as long
-  // as a small network runs, then sleep.
+  // To be woken takes time, which a small network notices; to spin takes a core for each stream. So spin for a moment,
+  // then sleep. How long is a guess until a GPU has measured it.
   void await(const char* doing) const {
     const Time late = Clock::now() + std::chrono::microseconds(100);
     while (Clock::now() < late) {
