@@ -65,18 +65,18 @@ class Row(NamedTuple):
         return product + NODE_US * (len(self.launches) - 1)
 
 
-def rows(config: Train, batch: int) -> Iterator[Row]:
+def rows(config: Train, batch: int, device: Device) -> Iterator[Row]:
     """Every product of a training step, the discriminator's on translated and real images joined."""
     networks = (generator_layers(config, batch), 1), (discriminator_layers(config, 2 * batch), 2)
     with FakeTensorMode():
         for layers, groups in networks:
             for number, layer in enumerate(layers):
                 if layer.node.kind != "resize":  # whose products are the library's
-                    yield from _products(layer, groups, first=number == 0)
+                    yield from _products(layer, groups, device, first=number == 0)
 
 
-def _products(layer: Layer, groups: int, *, first: bool) -> Iterator[Row]:
-    plans, costs = plans_of(layer, groups), layer_costs(layer, first=first)
+def _products(layer: Layer, groups: int, device: Device, *, first: bool) -> Iterator[Row]:
+    plans, costs = plans_of(layer, groups, device.processors), layer_costs(layer, first=first)
     bare = {
         name: cost._replace(activations=costs["forward"].activations, weights=costs["forward"].weights)
         for name, cost in costs.items()
@@ -110,28 +110,26 @@ def _halves(x: Tensor) -> list[Source]:
     return [Source(torch.empty_like(half, memory_format=torch.contiguous_format)) for half in (skip, before)]
 
 
-def table(config: Train, batch: int, devices: Sequence[Device]) -> str:
-    """Markdown: a row per product; predicted us / floor us for each device."""
-    head = "| layer | product | tile | splits | warps, stages | programs | launches | MB | floor MB |"
-    lines = [head + "".join(f" {d.name} us |" for d in devices), "|---|---|---|--:|---|" + "--:|" * (4 + len(devices))]
-    total = [0.0, 0.0, *([0.0, 0.0] * len(devices))]
-    for row in rows(config, batch):
+def table(config: Train, batch: int, device: Device) -> str:
+    """Markdown: a row per product."""
+    numbers = "programs", "launches", "MB", "floor MB", "us", "floor us"
+    lines = [f"| layer | product | tile | splits | warps, stages | {' | '.join(numbers)} |"]
+    lines.append("|---|---|---|--:|---|" + "--:|" * len(numbers))
+    total = [0.0] * 4
+    for row in rows(config, batch, device):
         plan = row.plan
-        times = [t for d in devices for t in (row.predicted_us(d), row.floor.floor_us(d))]
-        total = [a + b for a, b in zip(total, [row.bytes, row.floor.bytes, *times], strict=True)]
+        found = [row.bytes / 1e6, row.floor.bytes / 1e6, row.predicted_us(device), row.floor.floor_us(device)]
+        total = [a + b for a, b in zip(total, found, strict=True)]
         tile = "x".join(map(str, plan[:3]))
         cells = [row.layer, row.product, tile, str(plan.splits), f"{plan.warps}, {plan.stages}", str(row.programs)]
-        cells += [str(len(row.launches)), *_numbers([row.bytes, row.floor.bytes, *times])]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join([*cells, str(len(row.launches)), *_numbers(found)])} |")
     lines.append(f"| all | | | | | | | {' | '.join(_numbers(total))} |")
     return "\n".join(lines)
 
 
 def _numbers(values: Sequence[float]) -> list[str]:
-    """Two numbers of bytes as MB, then predictions beside their floors."""
-    read, floor, *times = values
-    pairs = zip(times[::2], times[1::2], strict=True)
-    return [f"{read / 1e6:.2f}", f"{floor / 1e6:.2f}", *(f"{a:.1f} / {b:.1f}" for a, b in pairs)]
+    megabytes, floor, us, floor_us = values
+    return [f"{megabytes:.2f}", f"{floor:.2f}", f"{us:.1f}", f"{floor_us:.1f}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -153,14 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = []
     for batch in batches:
         config = train_config(batch=batch, crop_size=options.size, step="explicit", device="cpu")
-        parts.append(f"## Batch {batch}\n\n{table(config, batch, devices)}\n")
+        parts += [f"## {device.name}, batch {batch}\n\n{table(config, batch, device)}\n" for device in devices]
     text = "\n".join(parts)
     print(text)
     if options.write:
         command = f"python -m bench.layer_plan --batch {options.batch} --write {options.write}"
         made = f"Made by `{command}`; nothing is measured."
         tile = "A tile is rows x channels x channels summed at a time; of wgrad channels x channels x rows at a time."
-        note = f"# The plan of every layer\n\n{made}\n\n{summary}\n\n{rest[-1]}\n\n{tile} Times are predicted / floor."
+        note = f"# The plan of every layer\n\n{made}\n\n{summary}\n\n{rest[-1]}\n\n{tile}"
         write_text(options.write, f"{note}\n\n{text}")
 
 

@@ -80,14 +80,14 @@ def step_launches(at: Setting) -> Iterator[Launch]:
     """Of the explicit step in bf16 with its own convolutions, and with the library's."""
     for batch in at.batches:
         config = _config(at, batch)
-        yield from _of_steps(config, [static_plans(config), {}])
+        yield from _of_steps(config, [static_plans(config, CPU), {}])
 
 
 def trial_launches(at: Setting) -> Iterator[Launch]:
     """With every candidate of every node: where all products are own, and one kind alone."""
     for batch in at.batches:
         config = _config(at, batch)
-        every = candidates_of(config)
+        every = candidates_of(config, CPU)
         kinds = ("forward", "dgrad", "wgrad"), ("forward",), ("dgrad",), ("wgrad",)
         yield from _of_steps(
             config,

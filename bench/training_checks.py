@@ -46,7 +46,7 @@ def explicit(
         raise Skipped("; ".join(reasons))
     chosen = {"precision": "bf16", "step": "explicit", "impl": impl, "graph": graph, **options}
     config = at.config(batch, **chosen)
-    return ExplicitStep(config, at.device, How(static_plans(config) if own else {}, impl))
+    return ExplicitStep(config, at.device, How(static_plans(config, at.device) if own else {}, impl))
 
 
 def relative(

@@ -15,7 +15,7 @@ from torch import Tensor
 from ._triton import interpreted, jit, tl
 from .activations import ACTIVATIONS
 from .conv_plan import stages_for
-from .dispatch import CompileCase, choose, launch
+from .dispatch import CompileCase, choose, launch, processors
 from .division import over, reciprocal, within
 from .geometry import Geometry, Map, Source, dot
 from .operands import operand
@@ -37,7 +37,7 @@ def conv_wgrad(
     """dw = the gradient of the kernel; fp32 accumulation over rows in a fixed order."""
     reasons = not_supported_reasons(sources, g, dw, geometry, size)
     if choose("conv", impl, g, reasons) == "triton":
-        plan = plan or wgrad_plan(geometry, size, tuple(dw.shape))
+        plan = plan or wgrad_plan(geometry, size, tuple(dw.shape), processors(g.device))
         _conv_wgrad_triton(sources, g, dw, roles_of(geometry, size, tuple(dw.shape)), accumulate, plan)
         return
     _conv_wgrad_reference(sources, g, dw, geometry, size, accumulate)

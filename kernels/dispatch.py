@@ -75,6 +75,16 @@ def _from_environment(op: str, text: str) -> str:
     return chosen
 
 
+PROCESSORS = 132  # multiprocessors of an H100 or H200: what launches are cut up for where no GPU is known
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    if device.type != "cuda" or not _starts():
+        return PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 class Launch(NamedTuple):
     """One entry of the tape."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import Train
 from ..kernels.conv_plan import LAZY_ROWS, TILE_ROWS, ConvPlan, conv_candidates
+from ..kernels.dispatch import processors
 from ..kernels.norm_act import Output
 from ..kernels.wgrad_plan import WgradPlan, wgrad_candidates
 from ..model import PatchGAN, Unet
@@ -184,8 +185,8 @@ def sites_of(config: Train, device: torch.device, precision: str, impl: str) -> 
     dtype = COMPUTE[precision]
     size, batch = config.data.crop_size, config.batch
     draws = torch.Generator().manual_seed(config.seed)
-    plans = static_plans(config)
-    candidates = candidates_of(config)
+    plans = static_plans(config, device)
+    candidates = candidates_of(config, device)
     ways = How(impl="reference"), How(plans, "reference")  # no kernel of ours has been checked on this device yet
 
     def images(count: int, channels: int) -> Tensor:
@@ -215,13 +216,13 @@ def sites_of(config: Train, device: torch.device, precision: str, impl: str) -> 
     return Sites(found, readers)
 
 
-def candidates_of(config: Train) -> dict[Key, Candidates]:
+def candidates_of(config: Train, device: torch.device) -> dict[Key, Candidates]:
     """What may be tried of every node at every batch size that a step has."""
     found = {}
     for layer, groups in layers_of(config):
         if layer.node.kind != "resize" and not layer.node.geometry.not_supported_reasons():
             forward, dgrad = problems(layer, groups)
-            wgrad = wgrad_candidates(layer.node.geometry, map_of(layer.x), layer.w)
+            wgrad = wgrad_candidates(layer.node.geometry, map_of(layer.x), layer.w, processors(device))
             found[layer.node.weight, layer.x[0]] = Candidates(
                 tuple(conv_candidates(forward)), tuple(conv_candidates(dgrad)), tuple(wgrad)
             )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from ..config import Train
 from ..kernels.conv_plan import Problem, conv_plan
-from ..kernels.conv_wgrad import wgrad_plan
+from ..kernels.dispatch import PROCESSORS, processors
 from ..kernels.geometry import Map
+from ..kernels.wgrad_plan import wgrad_plan
 from .convolution import Plans
 from .layers import Layer, discriminator_layers, generator_layers
 
@@ -22,19 +25,20 @@ def layers_of(config: Train) -> Iterator[tuple[Layer, int]]:
                 yield layer, groups
 
 
-def static_plans(config: Train) -> dict[tuple[str, int], Plans]:
+def static_plans(config: Train, device: torch.device) -> dict[tuple[str, int], Plans]:
     """The kernels' static plans for every product they can compute (a resize block is ATen's)."""
     plans = {}
     for layer, groups in layers_of(config):
         if layer.node.kind != "resize" and not layer.node.geometry.not_supported_reasons():
-            plans[layer.node.weight, layer.x[0]] = plans_of(layer, groups)
+            plans[layer.node.weight, layer.x[0]] = plans_of(layer, groups, processors(device))
     return plans
 
 
-def plans_of(layer: Layer, groups: int = 1) -> Plans:
+def plans_of(layer: Layer, groups: int = 1, processors: int = PROCESSORS) -> Plans:
     """The static plans of one layer's products."""
     forward, dgrad = problems(layer, groups)
-    return Plans(conv_plan(forward), conv_plan(dgrad), wgrad_plan(layer.node.geometry, map_of(layer.x), layer.w))
+    wgrad = wgrad_plan(layer.node.geometry, map_of(layer.x), layer.w, processors)
+    return Plans(conv_plan(forward), conv_plan(dgrad), wgrad)
 
 
 def problems(layer: Layer, groups: int = 1) -> tuple[Problem, Problem]:

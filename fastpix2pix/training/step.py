@@ -42,7 +42,7 @@ def build_state(
         from .stages import How
 
         if plans is None:
-            plans = static_plans(config) if config.convolutions == "own" else {}
+            plans = static_plans(config, device) if config.convolutions == "own" else {}
         return ExplicitStep(config, device, How(plans, config.impl), group)
     from .module_step import ModuleStep
 

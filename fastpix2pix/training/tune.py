@@ -217,7 +217,7 @@ def _race(
     """(plans, milliseconds by racer, winner): whole steps, since a sum of parts is a prediction."""
     if not searched:
         return {}, {}, "library"
-    static = {key: _known(plans, tables[key]) for key, plans in static_plans(config).items()}
+    static = {key: _known(plans, tables[key]) for key, plans in static_plans(config, device).items()}
     racers = {"library": dict.fromkeys(searched, Plans()), "static": static, "searched": searched}
     steps: dict[str, float | str] = {}
     for name, plans in racers.items():

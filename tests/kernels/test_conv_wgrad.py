@@ -15,7 +15,7 @@ from fastpix2pix.kernels.conv_wgrad import conv_wgrad
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
 from fastpix2pix.kernels.geometry import Geometry, Map, Source
 from fastpix2pix.kernels.split import sum_splits
-from fastpix2pix.kernels.wgrad_plan import WgradPlan, wgrad_candidates, wgrad_plan
+from fastpix2pix.kernels.wgrad_plan import WgradPlan, roles_of, wgrad_candidates, wgrad_plan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
@@ -109,6 +109,7 @@ def test_against_float64(geometry, images, height, width, inputs, outputs, why, 
     if dtype == torch.float32:
         assert excess(*shape) <= 0
         assert excess(*shape, plan=small, accumulate=True) <= 0
+        assert excess(*shape, plan=small._replace(splits=3)) <= 0  # no power of two
 
 
 @needs_triton
@@ -175,6 +176,17 @@ def test_plans_of_real_layers(geometry, images, side, kernel, splits, why):
     assert plans[0] == wgrad_plan(geometry, size, shape)
     assert 1 <= len(plans) <= 4
     assert plans[0].splits == splits
+
+
+def test_splits_fill_the_waves_of_the_gpu_at_hand():
+    geometry, size, shape = SAME, Map(128, 32, 32), (512, 256, 4, 4)  # c4 at batch 64: 128 tiles
+    a100, h100 = (wgrad_candidates(geometry, size, shape, processors) for processors in (108, 132))
+    assert [plan.splits for plan in (a100[0], a100[-1], h100[0])] == [5, 1, 1]
+    assert a100[0].programs(roles_of(geometry, size, shape)) / 108 == pytest.approx(6, rel=0.02)
+    few = HALF, Map(64, 256, 256), (64, 3, 4, 4)
+    assert wgrad_plan(*few, processors=108) == wgrad_plan(*few)  # bound by memory
+    small = HALF, Map(1, 8, 8), (512, 512, 4, 4)
+    assert wgrad_plan(*small, processors=108) == wgrad_plan(*small)  # too few rows to split
 
 
 @needs_triton
