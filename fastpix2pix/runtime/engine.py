@@ -60,7 +60,13 @@ class Engine(Protocol):
         stream: torch.cuda.Stream,  # where the work goes; engines that run on a CPU take None and are done on return
         first: int = 0,  # running number of the first image
     ) -> None:
-        """One call on the caller's buffers, which are in use until the stream gets past it."""
+        """One call on the caller's buffers, which are in use until the stream gets past it.
+
+        Calls on several streams at once may share the memory between layers: each stream takes an engine `apart`.
+        """
+
+    def apart(self) -> Engine:
+        """The same kernels (weights, plans) with memory of its own between layers; itself where calls share none."""
 
     def describe(self) -> dict[str, Any]:
         """Backend, device and precision, JSON-ready.
@@ -112,6 +118,10 @@ class TorchEngine:
         """`translate` on a stream, copied into the caller's buffer."""
         with torch.cuda.stream(stream):  # None: as it is
             output.copy_(self.translate(input, first))
+
+    def apart(self) -> TorchEngine:
+        """Itself: PyTorch's memory is each stream's."""
+        return self
 
     def fixed_masks(self) -> list[Tensor]:
         """Masks of noise = fixed. Who captured a call keeps them beside the graph: the network drops the oldest."""

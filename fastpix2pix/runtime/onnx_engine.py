@@ -95,6 +95,10 @@ class OnnxEngine:
             release_team()  # torch's threads, where the caller's own work left them spinning
         self._session.run_with_iobinding(binding)
 
+    def apart(self) -> OnnxEngine:
+        """Itself: ONNX Runtime gives every call its own memory."""
+        return self
+
     def describe(self) -> dict[str, Any]:
         """As of an Engine, with the GPU's name and the pixels."""
         described = {"backend": "onnxruntime", "device": str(self.device), "precision": self.form.precision}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class TensorRTEngine:
     Buffers, workspace and masks are torch's: what the engine needs is one allocation at start. `translate` keeps one
     CUDA graph per shape of a batch, each with an execution context of its own; `enqueue` writes into the caller's
     memory and captures nothing itself. All calls share the workspace: one may start on another stream only when the
-    one before is done.
+    one before is done, or in an engine `apart`.
     """
 
     def __init__(
@@ -71,12 +72,18 @@ class TensorRTEngine:
         self.layout = buffer_layout(self.plan.form)
         self._masks = Masks(config, self.modes, self.plan.form)
         self._graph = graph
+        with torch.cuda.device(self.device):
+            self._deserialise(data)
+            self._take_memory()
+
+    def _take_memory(self) -> None:
         self._calls: dict[tuple[int, int, int], _Call] = {}
         self._alone = threading.Lock()  # they have one input and one output, whichever thread calls
         self._fixed: dict[tuple[int, int], dict[str, Tensor]] = {}
-        with torch.cuda.device(self.device):
-            self._deserialise(data)
         self._stream = torch.cuda.Stream(self.device)  # on the default stream TensorRT synchronises the device
+        size = self._engine.device_memory_size_v2
+        self._workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=self.device)
+        self._context = _Context(self)
 
     def _deserialise(self, data: bytes) -> None:
         api = self._library.api
@@ -99,9 +106,6 @@ class TensorRTEngine:
             kept = kernels(self.path)  # those of another GPU, driver or version are refused
             self.compiles = not (kept.is_file() and self._compiled.deserialize(kept.read_bytes()))
             self._config.set_runtime_cache(self._compiled)
-        size = self._engine.device_memory_size_v2
-        self._workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=self.device)
-        self._context = _Context(self)
 
     def translate(
         self,
@@ -138,6 +142,13 @@ class TensorRTEngine:
             raise InputError(f"{n} images in one call: {self.path} takes {_range(self.plan.batches)}")
         with torch.cuda.stream(stream):  # masks that end here are given back in the order of this stream
             self._context.enqueue(input, output, self._mask_tensors(n, height, width, first), stream)
+
+    def apart(self) -> TensorRTEngine:
+        """An execution context and a workspace of its own; the weights are this engine's."""
+        other = copy.copy(self)
+        with torch.cuda.device(self.device):
+            other._take_memory()
+        return other
 
     def warm_up(self) -> dict[str, Any]:
         """Run at the usual size until the GPU compiled and captured everything, and measure a call (engine.latency).

@@ -7,6 +7,7 @@ readers normalise and activate while loading, which moves fewer bytes and takes 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import weakref
@@ -70,6 +71,10 @@ class Layer:
         """Of its output."""
         return self.geometry.forward().channels(tuple(self.w.shape))[1]
 
+    def counting(self, counters: Tensor) -> Layer:
+        """Drawing its noise from these counters."""
+        return replace(self, noise=self.noise and self.noise._replace(counters=counters))
+
 
 def not_supported_reasons(device: torch.device) -> list[str]:
     """Why the kernels cannot run on a device here."""
@@ -115,14 +120,18 @@ class TritonEngine:
         if self.overlap and (reasons := overlap_reasons(self.device)):
             raise EnvironmentFailed(f"overlap = True: {'; '.join(reasons)}")
         self._counters = torch.tensor([modes.seed, int(modes.noise == "random"), 0], device=self.device)
+        self._graphs_on = graph and self.device.type == "cuda"
         last = net.config.depth - 1
         self._down = [self._layer(b, "leaky" if i < last else "relu") for i, b in enumerate(_blocks(net.down))]
         self._up = [self._layer(b, "relu" if i < last else "tanh") for i, b in enumerate(_blocks(net.up))]
         self._blocks_of_pixels = self._up[-1].geometry.transposed
         if self._blocks_of_pixels:
             self._up[-1] = _as_convolution(self._up[-1])
+        self._take_memory()
+
+    def _take_memory(self) -> None:
         self._pool: list[Any] = []  # one torch.cuda.MemPool, where graphs are captured
-        if graph and self.device.type == "cuda":
+        if self._graphs_on:
             with torch.cuda.device(self.device):  # a pool is of the current one
                 self._pool.append(torch.cuda.MemPool())
             weakref.finalize(self, let_go_later, self._pool)
@@ -152,10 +161,20 @@ class TritonEngine:
         """One call on the caller's buffers and stream.
 
         Can be captured in a CUDA graph after it ran at the same size; the engine owns the memory between its layers, so
-        such graphs run one after the other, and `first` is part of them.
+        such graphs run one after the other (an engine `apart` has its own), and `first` is part of them.
         """
         with torch.cuda.stream(stream):  # None: as it is
             self._run(input, output, first)
+
+    def apart(self) -> TritonEngine:
+        """Graphs, memory and counters of its own; the weights are this engine's."""
+        other = copy.copy(self)
+        other._counters = self._counters.clone()
+        other._down, other._up = (
+            [layer.counting(other._counters) for layer in layers] for layers in (self._down, self._up)
+        )
+        other._take_memory()
+        return other
 
     def describe(self) -> dict[str, Any]:
         """Backend, device (with the GPU's name) and precision."""

@@ -25,15 +25,16 @@ class DeviceNetwork:
     """A generator as the engine of a FrameRuntime on CUDA: one picture at a time, never copied off the GPU.
 
     `engine` and `options` are the runtime's arguments. Engines that own all their memory are called, and captured by
-    the runtime where that can be. PyTorch's takes memory from a cache that others share, so each slot gets a graph of
-    its own here, which keeps what it needs. New noise for every picture cannot be in a graph. Engines of our own take
-    pictures channels-last as they lie, the others [3, H, W].
+    the runtime where that can be; each network has its own of one, since many may run at once. PyTorch's takes memory
+    from a cache that others share, so each slot gets a graph of its own here, which keeps what it needs. New noise for
+    every picture cannot be in a graph. Engines of our own take pictures channels-last as they lie, the others
+    [3, H, W].
     """
 
     def __init__(self, engine: Engine, height: int, width: int) -> None:
         self.layout = engine.layout
         self._shape = (height, width, 3) if self.layout == "nhwc" else (3, height, width)
-        self._engine, self._count = engine, 0
+        self._engine, self._count = engine.apart(), 0
         self._graphs: list[tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = []  # with the masks they read
         self._known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # of the slots
         random = engine.modes.noise == "random"
@@ -83,7 +84,7 @@ class DeviceNetwork:
         return self._known[input, output]
 
 
-def not_supported_reasons(engine: Engine, options: Stream, streams: int = 1) -> list[str]:
+def not_supported_reasons(engine: Engine, options: Stream) -> list[str]:
     """Why frames cannot stay on the GPU between decoder and encoder."""
     reasons = []
     if native.CUDA is None:
@@ -101,15 +102,13 @@ def not_supported_reasons(engine: Engine, options: Stream, streams: int = 1) -> 
         reasons.append(f"the engine is built for {numbers} images in one call, not for 1")
     if options.steady or options.fit == "tile":
         reasons.append("steady and fit = tile work on the CPU's runtime")
-    if streams > 1 and not isinstance(engine, TorchEngine):
-        reasons.append(f"{streams} streams at once would share the memory between the engine's layers")
     return reasons
 
 
-def on_gpu(engine: Engine, options: Stream, streams: int = 1) -> bool:
+def on_gpu(engine: Engine, options: Stream) -> bool:
     """Whether the frame runtime is to be CUDA's. Raises InputError where that was asked for and cannot be."""
     if options.frames != "cuda":
         return False
-    if reasons := not_supported_reasons(engine, options, streams):
+    if reasons := not_supported_reasons(engine, options):
         raise InputError(f"frames = cuda: {'; '.join(reasons)}; use frames = auto or cpu")
     return True

@@ -94,7 +94,7 @@ def translate(
     engine = g.engine
     check_channels(engine)
     check_tiles(engine, options)
-    on_gpu(engine, options, len(pairs))
+    on_gpu(engine, options)
     tiled = TiledEngine(engine, options.tile) if options.fit == "tile" else engine
     together = Together(Batches(tiled), batch)
     panes, pipelines = [], []

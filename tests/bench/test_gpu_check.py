@@ -43,6 +43,8 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
+from tests.interpreter import quicken
+quicken()
 from bench.gpu_check import main
 from fastpix2pix.kernels import adam, conv_wgrad
 

@@ -190,6 +190,17 @@ def test_a_shape_is_set_where_it_changes(stand_in):
     assert [shape[-1] for shape in api.contexts[0].shapes] == [32, 64, 32]
 
 
+def test_an_engine_apart_has_its_own_context_and_workspace(stand_in):
+    engine, api = stand_in
+    other, x = engine.apart(), torch.zeros(1, 3, 32, 32)
+    for one in (engine, other):
+        for _ in range(5):
+            one.translate(x)
+    memory = [context.memory for context in api.contexts]  # of the engine, the other, and the graph of each
+    assert memory == [engine._workspace.data_ptr(), other._workspace.data_ptr()] * 2
+    assert memory[0] != memory[1]
+
+
 def test_after_a_capture_that_broke_off_all_calls_are_uncaptured(stand_in, capsys):
     engine, api = stand_in
     api.broken = "not permitted"

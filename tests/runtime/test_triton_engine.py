@@ -195,6 +195,16 @@ def test_enqueue_writes_the_callers_buffer():
     assert whole[0].isnan().all() and whole[3].isnan().all()
 
 
+def test_an_engine_apart_shares_nothing_but_the_weights():
+    one = engine(network(), Modes(noise="random"), impl="reference")
+    other, x = one.apart(), pictures(1)
+    assert torch.equal(one.translate(x, 5), other.translate(x, 5))
+    assert other._counters.data_ptr() != one._counters.data_ptr()
+    for mine, its in zip(one._down + one._up, other._down + other._up, strict=True):
+        assert mine.w is its.w
+        assert its.noise is None or its.noise.counters is other._counters
+
+
 def test_the_network_is_neither_changed_nor_kept():
     net, x = network(), pictures(1)
     before = {name: t.clone() for name, t in net.state_dict().items()}

@@ -35,6 +35,9 @@ class OfAnotherLibrary:
     def __init__(self, net, modes):
         self.modes, self.device = modes, torch.device("cpu")
 
+    def apart(self):
+        return self
+
 
 def test_what_cannot_be_is_refused_with_all_reasons(model, tmp_path):
     source = make_video(tmp_path / "in.mp4", frames=2)

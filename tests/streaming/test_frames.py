@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -250,6 +251,27 @@ def test_on_the_gpu(model):
         here, there = frames.translate([scene(4), torch.from_numpy(scene(4)).cuda()])
     np.testing.assert_array_equal(here, there)
     assert np.abs(here.astype(int) - wanted).max() <= 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("noise", ["off", "random"])
+def test_several_at_once_through_one_engine_of_the_gpu(noise):
+    """Each has its own memory between the layers, and the engine's is left for other calls meanwhile."""
+    net, modes = build_generator(Generator(depth=5, ngf=16, dropout="paper")).eval(), Modes("image", noise)
+    g = Translator(TritonEngine(net, modes, torch.device("cuda"), "fp32", impl="reference"), {}, {"size": 64})
+    pictures = [np.random.default_rng(n).integers(0, 255, (64, 64, 3), dtype=np.uint8) for n in range(4)]
+
+    def outputs(picture) -> list[np.ndarray]:
+        with f2p.Frames(g, 64, 64, frames="cuda") as frames:
+            return list(frames.translate([picture] * 50))
+
+    alone, beside = [outputs(picture) for picture in pictures], g(pictures[0])
+    with ThreadPoolExecutor() as pool:
+        together = pool.map(outputs, pictures)
+        if noise == "off":
+            assert all(np.array_equal(g(pictures[0]), beside) for _ in range(50))
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 SECOND_GPU = """
