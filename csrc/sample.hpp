@@ -63,39 +63,50 @@ struct InputSampler {
              static_cast<float>(frame.data[2][y / 2 * frame.stride[2] + x / 2])}};
   }
 
-  // Pixel (x, y) of the network's input, in units.
+  // Where row y of the network's input comes from in the scaled picture, and likewise column x; -1: it is filled.
+  FASTPIX2PIX_HD int row(int y) const { return position(y - spec.top, spec.scaled_height); }
+  FASTPIX2PIX_HD int column(int x) const { return position(x - spec.left, spec.scaled_width); }
+
+  // Column x of the crop, summed over the rows of the crop that make row y of the scaled picture.
   template <Format kFormat>
-  FASTPIX2PIX_HD Pixel operator()(const ConstPlanes& frame, int x, int y) const {
-    x -= spec.left;
-    y -= spec.top;
-    const bool outside = x < 0 || y < 0 || x >= spec.scaled_width || y >= spec.scaled_height;
-    Pixel p{{spec.fill, spec.fill, spec.fill}};
-    if (!outside || spec.border == Border::reflect) {
-      x = reflected(x, spec.scaled_width);
-      y = reflected(y, spec.scaled_height);
-      p = columns.count == 0 ? at<kFormat>(frame, spec.crop.x + x, spec.crop.y + y) : resampled<kFormat>(frame, x, y);
-      if (is_yuv(kFormat)) p = rgb_of_yuv(p, spec.colour);
+  FASTPIX2PIX_HD Pixel down(const ConstPlanes& frame, int x, int y) const {
+    Pixel sum{};
+    for (int i = 0; i < rows.count; ++i) {
+      const float weight = rows.weight[i * rows.out + y];
+      if (weight == 0.0f) continue;
+      const Pixel p = at<kFormat>(frame, spec.crop.x + x, spec.crop.y + rows.first[y] + i);
+      for (int c = 0; c < 3; ++c) sum.c[c] += weight * p.c[c];
     }
+    return sum;
+  }
+
+  // Adds to column x of the scaled picture what the columns of the crop from `begin` to before `end` give it.
+  FASTPIX2PIX_HD void across(const Pixel* sums,  // of those columns
+                             int begin, int end, int x, Pixel& sum) const {
+    const int first = columns.first[x], last = first + columns.count;
+    for (int from = first > begin ? first : begin; from < end && from < last; ++from) {
+      const float weight = columns.weight[(from - first) * columns.out + x];
+      for (int c = 0; c < 3; ++c) sum.c[c] += weight * sums[from - begin].c[c];
+    }
+  }
+
+  // Levels of the frame's colours as the network takes them.
+  template <Format kFormat>
+  FASTPIX2PIX_HD Pixel units(Pixel p) const {
+    if (is_yuv(kFormat)) p = rgb_of_yuv(p, spec.colour);
     for (float& c : p.c) c = unit_of_level(clamp_level(c));
     return p;
   }
 
+  FASTPIX2PIX_HD Pixel fill() const {
+    const float unit = unit_of_level(clamp_level(spec.fill));
+    return {{unit, unit, unit}};
+  }
+
  private:
-  template <Format kFormat>
-  FASTPIX2PIX_HD Pixel resampled(const ConstPlanes& frame, int x, int y) const {
-    Pixel sum{};
-    for (int j = 0; j < columns.count; ++j) {
-      const int column = spec.crop.x + columns.first[x] + j;
-      Pixel inner{};
-      for (int i = 0; i < rows.count; ++i) {
-        const float weight = rows.weight[i * rows.out + y];
-        if (weight == 0.0f) continue;
-        const Pixel p = at<kFormat>(frame, column, spec.crop.y + rows.first[y] + i);
-        for (int c = 0; c < 3; ++c) inner.c[c] += weight * p.c[c];
-      }
-      for (int c = 0; c < 3; ++c) sum.c[c] += columns.weight[j * columns.out + x] * inner.c[c];
-    }
-    return sum;
+  FASTPIX2PIX_HD int position(int at, int size) const {
+    const bool outside = at < 0 || at >= size;
+    return outside && spec.border != Border::reflect ? -1 : reflected(at, size);
   }
 };
 

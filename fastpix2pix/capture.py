@@ -28,7 +28,11 @@ def recording() -> Iterator[None]:
 
 
 @contextmanager
-def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
+def capturing(
+    graph: torch.cuda.CUDAGraph,
+    stream: torch.cuda.Stream,
+    pool: tuple[int, int] | None = None,  # of graphs that run one after the other, torch.cuda.graph_pool_handle()
+) -> Iterator[None]:
     """Record what the block starts into a graph, on a stream that is not the default one.
 
     Other threads (loaders, decoders) may call CUDA meanwhile; if they record too, they wait. Where the recording breaks
@@ -36,7 +40,7 @@ def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterato
     before: torch leaves its own stream, an allocator that takes back no memory that another stream has used, and a
     generator that refuses (pytorch/pytorch#180395).
     """
-    pool = torch.cuda.graph_pool_handle()
+    pool = pool or torch.cuda.graph_pool_handle()
     here = torch.cuda.stream(torch.cuda.current_stream(stream.device))
     with recording():
         try:

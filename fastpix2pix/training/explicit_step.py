@@ -1,7 +1,8 @@
 """The explicit step: passes written out, parameters in arenas, every changing number on the device.
 
 Nothing in it waits for the device, depends on the data's values or reads a changing number from the host, so that all
-of it can be one CUDA graph (graph.py). Translated and real images go through the discriminator joined.
+of it can be one CUDA graph (graph.py), or several, between which processes average their gradients. Translated and
+real images go through the discriminator joined.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .arena import Arena, Gradients, Segment
 from .convolution import image, rows
 from .discriminator_pass import discriminator_backward, discriminator_forward
 from .generator_pass import generator_backward, generator_forward, idle_border
-from .graph import GraphedBody, use_graph
+from .graph import GraphedBody, Work, use_graph
 from .processes import ALONE, Group
 from .stages import How
 from .state import COMPUTE, State
@@ -45,7 +46,7 @@ class ExplicitStep(State):
         super().__init__(config, device, group)
         self.how = how
         required = config.graph == "on"
-        self.graph = GraphedBody(self.body, required) if use_graph(config, device, group.size) else None
+        self.graph = GraphedBody(self.body, required) if use_graph(config, device) else None
         self.dtype = COMPUTE[self.precision]
         self.arena_g = Arena(self.generator, self.dtype)
         self.arena_d = Arena(self.discriminator, self.dtype) if self.discriminator else None
@@ -152,14 +153,21 @@ class ExplicitStep(State):
     def _update(self, name: str, arena: Arena, taken: set[str]) -> None:
         """Of all that is not `taken`."""
         found_inf = self.found_inf.get(name)
-        for segment in arena.segments:
-            self.group.reduce(segment.g)
+        if self.group.size > 1:
+            self._between(lambda: [self.group.reduce(segment.g) for segment in arena.segments])
         if found_inf is not None:
             found_inf.zero_()
             for segment in arena.segments:
                 found_inf_(segment.g, found_inf, impl=self.how.impl)
         for segment in arena.updates(self.idle[name], taken):
             self._adam(name, segment)
+
+    def _between(self, work: Work) -> None:
+        """Work that no graph holds."""
+        if self.graph is None:
+            work()
+        else:
+            self.graph.between(work)
 
     def _adam(self, name: str, segment: Segment) -> None:
         adam(

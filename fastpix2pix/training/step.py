@@ -31,7 +31,7 @@ def build_state(
     plans: of the explicit step's convolutions, as choose_convolutions finds them; default: the library's, or the
     static plans where convolutions = own.
     """
-    use_graph(config, device, group.size)  # refuses what cannot be done before anything is built
+    use_graph(config, device)  # refuses what cannot be done before anything is built
     if resolve_step(config) == "explicit":
         try:
             choose("step = explicit", config.impl, torch.empty(0, device=device), [])  # likewise
@@ -115,9 +115,10 @@ def describe_step(config: Train, device: torch.device, processes: int = 1) -> st
     step = resolve_step(config)
     if step == "modules":
         return "step: modules"
-    if use_graph(config, device, processes):
-        return "step: explicit, as one CUDA graph"
-    return f"step: explicit, eagerly ({'; '.join(eager_reasons(config, device, processes)) or 'graph = off'})"
+    if use_graph(config, device):
+        several = "CUDA graphs, between which the processes average gradients"
+        return f"step: explicit, as {'one CUDA graph' if processes == 1 else several}"
+    return f"step: explicit, eagerly ({'; '.join(eager_reasons(config, device)) or 'graph = off'})"
 
 
 def resolve_step(config: Train) -> Step:

@@ -1,5 +1,6 @@
 // The CPU's rows give the same bits as the pixel functions that a CUDA thread runs; plans allocate nothing when they
 // run.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -49,6 +50,21 @@ std::vector<T> tensor(const TensorShape& shape, unsigned seed) {
   return values;
 }
 
+// A row of the network's input as blocks of CUDA threads make it: `at_once` columns of the crop, then the next.
+template <Format kFormat>
+std::vector<Pixel> resized_row(const InputSampler& sampler, const ConstPlanes& frame, int y, int at_once) {
+  const int row = sampler.row(y), width = sampler.spec.crop.width;
+  std::vector<Pixel> sums(at_once), levels(sampler.spec.network.width);
+  for (int begin = 0; row >= 0 && begin < width; begin += at_once) {
+    const int end = std::min(begin + at_once, width);
+    for (int i = begin; i < end; ++i) sums[i - begin] = sampler.down<kFormat>(frame, i, row);
+    for (int x = 0; x < static_cast<int>(levels.size()); ++x) {
+      if (sampler.column(x) >= 0) sampler.across(sums.data(), begin, end, sampler.column(x), levels[x]);
+    }
+  }
+  return levels;
+}
+
 template <class T>
 void compare_input(const InputSpec& spec, int threads) {
   const TestFrame frame(spec.frame, 3, 1);
@@ -56,11 +72,19 @@ void compare_input(const InputSpec& spec, int threads) {
   std::vector<T> rows = tensor<T>(spec.network, 2), pixels = tensor<T>(spec.network, 3);
   InputPlan(spec, threads, 1).run(rows.data(), as_const(frame.planes));
   const InputSampler sampler{spec, resize.rows.view(), resize.columns.view()};
-  with_format(spec.frame.format, [&](auto format) {
+  const ConstPlanes planes = as_const(frame.planes);
+  with_format(spec.frame.format, [&](auto constant) {
+    constexpr Format format = constant();
     for (int y = 0; y < spec.network.height; ++y) {
+      std::vector<Pixel> levels;
+      if (spec.resized()) levels = resized_row<format>(sampler, planes, y, 7);
       for (int x = 0; x < spec.network.width; ++x) {
-        const Pixel units = sampler.template operator()<format()>(as_const(frame.planes), x, y);
-        store_pixel(pixels.data(), spec.network, x, y, units);
+        const int column = sampler.column(x), row = sampler.row(y);
+        const bool filled = column < 0 || row < 0;
+        Pixel p = filled           ? sampler.fill()
+                  : levels.empty() ? sampler.at<format>(planes, spec.crop.x + column, spec.crop.y + row)
+                                   : levels[x];
+        store_pixel(pixels.data(), spec.network, x, y, filled ? p : sampler.units<format>(p));
       }
     }
   });

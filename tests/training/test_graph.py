@@ -1,5 +1,8 @@
 """When the step is captured, and, on a GPU, that replaying it is the same training."""
 
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,7 +10,9 @@ from fastpix2pix.config import train_config
 from fastpix2pix.data.images import to_unit
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.training import checkpoint
+from fastpix2pix.training import graph as graph_module
 from fastpix2pix.training.graph import WARM_UP, GraphedBody, eager_reasons, use_graph
+from fastpix2pix.training.processes import Group
 from fastpix2pix.training.step import build_state, describe_step
 
 SMALL = {
@@ -38,6 +43,8 @@ def test_person_is_told_what_runs_and_why():
     assert describe_step(train_config(**SMALL), cpu) == "step: explicit, eagerly (the device is cpu)"
     assert describe_step(train_config(**SMALL, graph="off"), cuda) == "step: explicit, eagerly (graph = off)"
     assert "image pool" in describe_step(train_config(**SMALL, pool=1), cuda)
+    several = describe_step(train_config(**SMALL), cuda, processes=2)
+    assert several == "step: explicit, as CUDA graphs, between which the processes average gradients"
 
 
 def test_captured_where_it_can_be():
@@ -74,6 +81,71 @@ def test_steps_after_a_capture_that_broke_off_run_where_they_are_called(monkeypa
     assert capsys.readouterr().err.count("broke off: not permitted") == 1
 
 
+def test_work_between_graphs_is_in_none(monkeypatch):
+    """A stand-in records what the body does into graphs, and does it when they are replayed."""
+    recorded: list[list] = []
+
+    class Graph(list):
+        def replay(self):
+            for act in self:
+                act()
+
+    @contextmanager
+    def capturing(graph, stream, pool):
+        assert not recorded, "a recording within another"
+        recorded.append(graph)
+        yield
+        recorded.clear()
+
+    monkeypatch.setattr(graph_module, "capturing", capturing)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    for name in ("Stream", "graph_pool_handle", "synchronize", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    done = []
+
+    def act(name: str) -> None:
+        recorded[-1].append(partial(done.append, name)) if recorded else done.append(name)
+
+    def body(x, y, number):
+        act("gradients")
+        graphed.between(partial(done.append, "sum"))
+        act("update")
+        return x
+
+    graphed = GraphedBody(body)
+    monkeypatch.setattr(graphed, "_on_side_stream", body)
+    for number in range(WARM_UP + 2):
+        assert graphed(torch.ones(1), torch.ones(1), number).shape == (1,)
+        assert done == ["gradients", "sum", "update"] * (number + 1)
+    assert [len(graph) for graph in graphed.graphs] == [1, 1] and not recorded
+    graphed.forget()
+    graphed(torch.ones(1), torch.ones(1), 0)
+    assert done[-3:] == ["gradients", "sum", "update"] and not graphed.graphs
+
+
+class Others(Group):
+    """One of two processes; what the other has is told by no message, but follows from this one's."""
+
+    def reduce(self, flat):
+        flat.mul_(0.75).add_(1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"objective": "l1"}])
+def test_graphs_with_a_sum_between_them_are_the_eager_step(options):
+    cuda, draws = torch.device("cuda"), torch.Generator().manual_seed(1)
+    states = [build_state(train_config(**SMALL, **options, graph=g), cuda, group=Others(0, 2)) for g in ("on", "off")]
+    for number in range(WARM_UP + 4):
+        x, y = (torch.rand(2, 3, 32, 32, generator=draws).mul(2).sub(1).to(cuda) for _ in "xy")
+        x, y = (t.contiguous(memory_format=torch.channels_last) for t in (x, y))
+        found, expected = (state.step(x, y, number, 2e-4).clone() for state in states)
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)
+    networks = 2 if states[0].discriminator else 1
+    assert len(states[0].graph.graphs) == networks + 1
+    for a, b in zip(states[0].generator.parameters(), states[1].generator.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=1e-3)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"precision": "fp32", "ema": 0.9}])
 def test_replay_equals_eager_over_rate_changes_validation_and_resume(tmp_path, options):
@@ -96,14 +168,14 @@ def test_replay_equals_eager_over_rate_changes_validation_and_resume(tmp_path, o
             checkpoint.save(tmp_path / str(n), graphed, {"step": n}, {}, {"step": n})
         found, expected = (s.step(x, y, n, rates[n]).clone() for s in (graphed, eager))
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)
-    assert graphed.graph.graph is not None
+    assert len(graphed.graph.graphs) == 1
     with pytest.raises(InputError, match=r"torch.float32 \[2, 3, 32, 32\]: this step was captured with torch.uint8 \["):
         graphed.step(*(to_unit(t) for t in data[-1]), steps, rates[-1])
     assert graphed.counters.tolist() == eager.counters.tolist()
     resumed = build_state(train_config(**SMALL, **options, graph="on"), cuda)
     checkpoint.restore(tmp_path / str(steps - 1), resumed)
     checkpoint.restore(tmp_path / str(steps - 1), graphed)  # what was captured is not replayed after it
-    assert graphed.graph.graph is None
+    assert not graphed.graph.graphs
     for state in (resumed, graphed):
         again = state.step(*data[-1], steps - 1, rates[-1])
         torch.testing.assert_close(again, found, rtol=2e-2, atol=1e-2)

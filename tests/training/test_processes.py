@@ -24,7 +24,6 @@ from fastpix2pix.data.batches import Feed
 from fastpix2pix.data.check import default_threads
 from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.training import checkpoint, processes
-from fastpix2pix.training.graph import eager_reasons, use_graph
 from fastpix2pix.training.loop import train
 from fastpix2pix.training.losses import gan_loss, seen_by_discriminator
 from fastpix2pix.training.pool import ImagePool
@@ -410,12 +409,3 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
         own_device("cuda:0", 3, 0)
     with pytest.raises(EnvironmentFailed, match=r"torch sees 2, .* lower --nproc-per-node"):
         own_device("auto", 3, 2)
-
-
-def test_the_reduction_is_in_no_graph():
-    config = train_config(**STEP, step="explicit")
-    (reason,) = eager_reasons(config, torch.device("cuda"), 2)
-    assert "2 processes" in reason
-    assert not use_graph(config, torch.device("cuda"), 2)
-    with pytest.raises(EnvironmentFailed, match="graph = on cannot be done: 2 processes"):
-        use_graph(train_config(**STEP, step="explicit", graph="on"), torch.device("cuda"), 2)
