@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def recording() -> Iterator[None]:
 def capturing(
     graph: torch.cuda.CUDAGraph,
     stream: torch.cuda.Stream,
-    pool: tuple[int, int] | None = None,  # of graphs that run one after the other, torch.cuda.graph_pool_handle()
+    pool: Any = None,  # torch.cuda.graph_pool_handle() of graphs that run one after the other
 ) -> Iterator[None]:
     """Record what the block starts into a graph, on a stream that is not the default one.
 

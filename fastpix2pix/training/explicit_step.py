@@ -7,6 +7,8 @@ real images go through the discriminator joined.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from .arena import Arena, Gradients, Segment
 from .convolution import image, rows
 from .discriminator_pass import discriminator_backward, discriminator_forward
 from .generator_pass import generator_backward, generator_forward, idle_border
-from .graph import GraphedBody, Work, use_graph
+from .graph import GraphedBody, use_graph
 from .processes import ALONE, Group
 from .stages import How
 from .state import COMPUTE, State
@@ -154,7 +156,8 @@ class ExplicitStep(State):
         """Of all that is not `taken`."""
         found_inf = self.found_inf.get(name)
         if self.group.size > 1:
-            self._between(lambda: [self.group.reduce(segment.g) for segment in arena.segments])
+            average = partial(self._average, arena)
+            self.graph.between(average) if self.graph else average()
         if found_inf is not None:
             found_inf.zero_()
             for segment in arena.segments:
@@ -162,12 +165,9 @@ class ExplicitStep(State):
         for segment in arena.updates(self.idle[name], taken):
             self._adam(name, segment)
 
-    def _between(self, work: Work) -> None:
-        """Work that no graph holds."""
-        if self.graph is None:
-            work()
-        else:
-            self.graph.between(work)
+    def _average(self, arena: Arena) -> None:
+        for segment in arena.segments:
+            self.group.reduce(segment.g)
 
     def _adam(self, name: str, segment: Segment) -> None:
         adam(
