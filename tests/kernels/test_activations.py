@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastpix2pix.kernels._triton import jit, tl, triton
+from fastpix2pix.kernels._triton import jit, tl
 from fastpix2pix.kernels.activations import ACTIVATIONS, activate, times_derivative
+from tests.kernels.common import DEVICE, needs_triton
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
 EXTREMES = [0.0, -0.0, 1e-30, -1e-30, 90.0, -90.0, 1e38, -1e38, float("inf"), float("-inf"), float("nan")]
 
 

@@ -8,11 +8,9 @@ import torch
 from fastpix2pix.kernels._triton import jit, tl, triton
 from fastpix2pix.kernels.adam import BLOCK, _one_minus_exp, adam, advance, found_inf_, not_supported_reasons
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
+from tests.kernels.common import DEVICE, IMPLEMENTATIONS, needs_triton
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GUARD = 64
-IMPLEMENTATIONS = ["reference", pytest.param("triton", marks=pytest.mark.skipif(triton is None, reason="no triton"))]
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
 
 
 def random_state(n: int, g_dtype=torch.float32, half_dtype=torch.bfloat16, seed=0):

@@ -8,30 +8,13 @@ import pytest
 import torch
 
 from fastpix2pix.kernels import bias_act as module
-from fastpix2pix.kernels._triton import jit, tl, triton
+from fastpix2pix.kernels._triton import jit, tl
 from fastpix2pix.kernels.activations import ACTIVATIONS
 from fastpix2pix.kernels.bias_act import bias_act, bias_act_backward
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
 from fastpix2pix.kernels.norm_act import Output
 from fastpix2pix.kernels.rows import launch_plan
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
-interpreter = pytest.mark.skipif(triton is None or DEVICE != "cpu", reason="replaces parts of a kernel")
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-BOTH = ("leaky", "relu")
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty holds NaN: what a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+from tests.kernels.common import BOTH, DEVICE, DTYPES, interpreter, needs_triton, normal
 
 
 def run(impl, x, bias, gradients, activations=BOTH) -> list[torch.Tensor]:

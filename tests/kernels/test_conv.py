@@ -10,37 +10,15 @@ from torch import Tensor
 
 from fastpix2pix.kernels import conv_kernel as module
 from fastpix2pix.kernels import operands
-from fastpix2pix.kernels._triton import jit, tl, triton
+from fastpix2pix.kernels._triton import jit, tl
 from fastpix2pix.kernels.conv import Norm, Product, conv, conv_dgrad
 from fastpix2pix.kernels.conv_plan import ConvPlan, Problem
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
 from fastpix2pix.kernels.geometry import Geometry, Map, Source
 from fastpix2pix.kernels.rows import Output, Statistics
+from tests.kernels.common import DEVICE, DTYPES, guarded, interpreter, needs_triton, normal
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
-interpreter = pytest.mark.skipif(triton is None or DEVICE != "cpu", reason="replaces parts of a kernel")
-IMPLEMENTATIONS = ["reference", pytest.param("triton", marks=needs_triton)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HALF, DOUBLE, SAME = Geometry(4, 2, 1), Geometry(4, 2, 1, transposed=True), Geometry(4, 1, 1)
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty holds NaN: what a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-
-
-def guarded(rows: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """NaN everywhere: a matrix in the right half of a wider one with a row of guard above and below, and all of it."""
-    whole = torch.full((rows + 2, 2 * channels + 1), math.nan, dtype=dtype, device=DEVICE)
-    return whole[1:-1, channels:-1], whole
 
 
 def kernel(geometry: Geometry, inputs: int, outputs: int, seed: int = 1) -> Tensor:

@@ -10,30 +10,15 @@ from torch import Tensor
 
 from fastpix2pix.kernels import conv_wgrad as module
 from fastpix2pix.kernels import operands
-from fastpix2pix.kernels._triton import jit, tl, triton
+from fastpix2pix.kernels._triton import jit, tl
 from fastpix2pix.kernels.conv_wgrad import conv_wgrad
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
 from fastpix2pix.kernels.geometry import Geometry, Map, Source
 from fastpix2pix.kernels.split import sum_splits
 from fastpix2pix.kernels.wgrad_plan import WgradPlan, roles_of, wgrad_candidates, wgrad_plan
+from tests.kernels.common import DEVICE, DTYPES, interpreter, needs_triton, normal
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
-interpreter = pytest.mark.skipif(triton is None or DEVICE != "cpu", reason="replaces parts of a kernel")
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HALF, DOUBLE, SAME = Geometry(4, 2, 1), Geometry(4, 2, 1, transposed=True), Geometry(4, 1, 1)
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty holds NaN: what a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def run(impl, sources, g, geometry, size, dtype, **options) -> Tensor:

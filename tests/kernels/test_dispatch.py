@@ -12,15 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpix2pix.kernels import dispatch, losses
-from fastpix2pix.kernels._triton import triton
 from fastpix2pix.kernels.adam import adam, advance, found_inf_
 from fastpix2pix.kernels.dispatch import NotSupported, choose, overlapping, recorded
 from fastpix2pix.kernels.losses import gan_loss, l1_tanh_loss
 from fastpix2pix.kernels.split import sum_splits
+from tests.kernels.common import DEVICE, needs_triton
 
 ROOT = Path(__file__).resolve().parents[2]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
 X = torch.zeros(4)
 
 

@@ -7,13 +7,8 @@ from fastpix2pix.data.images import to_unit
 from fastpix2pix.kernels._triton import triton
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
 from fastpix2pix.kernels.levels import BLOCK, side_by_side, units
+from tests.kernels.common import DEVICE, DTYPES, IMPLEMENTATIONS
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMPLEMENTATIONS = [
-    "reference",
-    pytest.param("triton", marks=pytest.mark.skipif(triton is None, reason="triton is not installed")),
-]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LEVELS = torch.arange(256, dtype=torch.uint8, device=DEVICE)
 
 

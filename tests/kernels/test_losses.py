@@ -7,15 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from fastpix2pix.kernels import losses
-from fastpix2pix.kernels._triton import triton
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
 from fastpix2pix.kernels.losses import BLOCK, GAN_KINDS, gan_loss, l1_tanh_loss
+from tests.kernels.common import DEVICE, DTYPES, IMPLEMENTATIONS, needs_triton
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GUARD = 64
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
-IMPLEMENTATIONS = ["reference", pytest.param("triton", marks=needs_triton)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FIGURE = 2e-6  # relative: a figure is one sum of fp32 numbers
 
 

@@ -9,40 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from fastpix2pix.kernels import norm_act as module
-from fastpix2pix.kernels._triton import jit, tl, triton
+from fastpix2pix.kernels._triton import jit, tl
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
 from fastpix2pix.kernels.norm_act import Output, Running, norm_act
-from fastpix2pix.kernels.philox import Noise
 from fastpix2pix.kernels.rows import Plan, launch_plan
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
-interpreter = pytest.mark.skipif(triton is None or DEVICE != "cpu", reason="replaces parts of a kernel")
-IMPLEMENTATIONS = ["reference", pytest.param("triton", marks=needs_triton)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty holds NaN: what a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(8).new_empty(9).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-
-
-def guarded(rows: int, channels: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """NaN everywhere: a matrix in the right half of a wider one with a row of guard above and below, and all of it."""
-    whole = torch.full((rows + 2, 2 * channels + 1), math.nan, dtype=dtype, device=DEVICE)
-    return whole[1:-1, channels:-1], whole
-
-
-def noise(seed: int = 2**35 + 1, per_image: bool = True) -> Noise:
-    return Noise(torch.tensor([seed, 4, 9], device=DEVICE), 2, per_image)
+from tests.kernels.common import DEVICE, DTYPES, IMPLEMENTATIONS, guarded, interpreter, needs_triton, noise, normal
 
 
 def run(impl, x, gamma, beta, activations=("leaky", "relu"), running=True, **options) -> list[torch.Tensor]:

@@ -10,34 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from fastpix2pix.kernels import norm_act_backward as module
-from fastpix2pix.kernels._triton import jit, tl, triton
+from fastpix2pix.kernels._triton import jit, tl
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
 from fastpix2pix.kernels.norm_act import Output, Statistics, norm_act
 from fastpix2pix.kernels.norm_act_backward import hidden, norm_act_backward
-from fastpix2pix.kernels.philox import Noise, dropout_mask
+from fastpix2pix.kernels.philox import dropout_mask
 from fastpix2pix.kernels.rows import launch_plan
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
-interpreter = pytest.mark.skipif(triton is None or DEVICE != "cpu", reason="replaces parts of a kernel")
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-BOTH = ("leaky", "relu")
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty holds NaN: what a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-
-
-def noise(seed: int = 2**35 + 1, per_image: bool = True) -> Noise:
-    return Noise(torch.tensor([seed, 4, 9], device=DEVICE), 2, per_image)
+from tests.kernels.common import BOTH, DEVICE, DTYPES, interpreter, needs_triton, noise, normal
 
 
 class Case:

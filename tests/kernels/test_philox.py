@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastpix2pix.kernels._triton import jit, tl, triton
+from fastpix2pix.kernels._triton import jit, tl
 from fastpix2pix.kernels.philox import Noise, dropout_mask, dropout_scale, philox
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
+from tests.kernels.common import DEVICE, needs_triton
 
 
 def tensor(value) -> torch.Tensor:

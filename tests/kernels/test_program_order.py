@@ -33,22 +33,10 @@ from fastpix2pix.kernels.norm_act import Output, Running, Statistics, norm_act, 
 from fastpix2pix.kernels.philox import Noise
 from fastpix2pix.kernels.rows import Sums, Tiles
 from fastpix2pix.kernels.wgrad_plan import WgradPlan
+from tests.kernels.common import BOTH, normal
 
 pytestmark = pytest.mark.skipif(not interpreted, reason="the order of programs is the interpreter's to choose")
-BOTH = ("leaky", "relu")
 SEED = 0  # shuffles two programs, too
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty holds NaN: what is read before it is written is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def norm_act_forward(rows: int, channels: int, groups: int) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastpix2pix.kernels import statistics as module
-from fastpix2pix.kernels._triton import jit, tl, triton
+from fastpix2pix.kernels._triton import jit, tl
 from fastpix2pix.kernels.bias_act import bias_act
 from fastpix2pix.kernels.dispatch import NotSupported, recorded
 from fastpix2pix.kernels.finalise import finalise
@@ -17,23 +17,7 @@ from fastpix2pix.kernels.merge import CHUNK, fewer_sums, merge_sums, merge_tiles
 from fastpix2pix.kernels.norm_act import norm_act, norm_act_backward
 from fastpix2pix.kernels.rows import EPS, Output, Running, Statistics, Sums, Tiles
 from fastpix2pix.kernels.statistics import merged_tiles, of_tiles
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
-interpreter = pytest.mark.skipif(triton is None or DEVICE != "cpu", reason="replaces parts of a kernel")
-IMPLEMENTATIONS = ["reference", pytest.param("triton", marks=needs_triton)]
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty holds NaN: what a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+from tests.kernels.common import DEVICE, IMPLEMENTATIONS, interpreter, needs_triton, normal
 
 
 def tiles_of(x: Tensor, parts: int, tile_rows: int) -> Tiles:
