@@ -193,7 +193,7 @@ class InferCommand:
     def _videos(self, sources: list[str], sink: str) -> int:
         from .console import Progress
         from .interrupt import Interrupt
-        from .streaming.plan import plan
+        from .streaming.routes import routes
         from .streaming.stream import translate
 
         if self.translation.profile:
@@ -201,7 +201,7 @@ class InferCommand:
                 f"profile = {self.translation.profile}: traces translations of images; of a video, stats = FILE has "
                 "the time of every stage"
             )
-        pairs = plan(sources, sink, self.translation, self.streaming)
+        pairs = routes(sources, sink, self.translation, self.streaming)
         with ExitStack() as opened:
             stop = opened.enter_context(Interrupt())
             g, progress = self._load(opened, stop), opened.enter_context(Progress("infer"))

@@ -29,7 +29,7 @@ class Job:
     output: Path
 
 
-def plan(sources: str | Path | Sequence[str | Path], sink: str | Path, options: Infer) -> list[Job]:
+def jobs_of(sources: str | Path | Sequence[str | Path], sink: str | Path, options: Infer) -> list[Job]:
     """The images to translate and where each goes, every refusal made; touches no file.
 
     In a folder sink, matches of a pattern keep the folders that its wildcards stand for, and images of one folder whose

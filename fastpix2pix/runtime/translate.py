@@ -20,7 +20,7 @@ from ..data.images import as_array, read_image, write_image
 from ..data.pairs import Pair, Problem, first_ten, read_pair
 from ..errors import InputError
 from .fitting import fit_image
-from .sources import Job, plan
+from .sources import Job, jobs_of
 from .tiles import TiledEngine, check_tiles
 from .translator import Translator
 
@@ -52,7 +52,7 @@ def translate_files(
     stop: Callable[[], bool] | None = None,  # asked before every batch; True ends with what is written
     fitted: Fitted = _UNCHANGED,
 ) -> Summary:
-    """Translate every source image into `sink`; a folder gets `<stem>.<suffix>` (sources.plan says where exactly).
+    """Translate every source image into `sink`; a folder gets `<stem>.<suffix>` (sources.jobs_of says where exactly).
 
     Each is fitted into the network as `fitted` says, and its output has the size that this gives: its own by default.
     Folders are read flat, in the order of names; what is no image in a folder or among a pattern's matches is left out.
@@ -66,7 +66,7 @@ def translate_files(
     """
     _check_channels(translator)
     check_tiles(translator.engine, fitted)
-    jobs = plan(sources, sink, options)
+    jobs = jobs_of(sources, sink, options)
     channels = translator.engine.in_channels
     described, trained = translator.engine.describe(), int(translator.record.get("size") or 256)
     if fitted.fit == "tile":

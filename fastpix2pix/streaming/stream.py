@@ -23,9 +23,9 @@ from .address import shown, source_kind
 from .device import on_gpu
 from .network import Batches, Network, Step, check_channels, for_video, steps_of
 from .pipeline import Pipeline
-from .plan import make_sink, plan
 from .preview import Pane, Preview
 from .report import COUNTS, Report
+from .routes import make_sink, routes
 from .sources import source_of
 from .steady import Flicker, FlickerFigures
 from .together import Together
@@ -62,7 +62,7 @@ class Stream:
 
     def __init__(self, g: Translator, source: str | Path, sink: str | Path, *, overwrite: bool = False, **options: Any):
         self._options = stream_config(**options)
-        self._pairs = plan([str(source)], str(sink), Infer(overwrite=overwrite), self._options)
+        self._pairs = routes([str(source)], str(sink), Infer(overwrite=overwrite), self._options)
         if len(self._pairs) > 1:
             raise InputError(
                 f"{source}: {len(self._pairs)} videos; a Stream is of one: make one of each, or use fastpix2pix infer"
@@ -134,7 +134,7 @@ def flicker(
 ) -> FlickerFigures:
     """How much the outputs flicker where the source stands still (steady.Flicker), in levels of 255."""
     meter, given = Flicker(), stream_config(audio="none", **options)
-    pairs = plan([str(source)], "null:", Infer(), given)
+    pairs = routes([str(source)], "null:", Infer(), given)
     if len(pairs) > 1:
         raise InputError(f"{source}: {len(pairs)} videos; flicker is measured of one")
     translate(g, pairs, given, stop=stop, progress=progress, steps=[meter])

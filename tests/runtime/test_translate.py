@@ -13,7 +13,7 @@ from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.model import build_generator
 from fastpix2pix.runtime import sources as sources_module
 from fastpix2pix.runtime.engine import TorchEngine
-from fastpix2pix.runtime.sources import list_images, plan
+from fastpix2pix.runtime.sources import jobs_of, list_images
 from fastpix2pix.runtime.translate import translate_files
 from fastpix2pix.runtime.translator import Translator
 
@@ -209,7 +209,7 @@ def test_a_pattern_keeps_folders_and_names_that_differ_in_the_suffix_keep_it(tmp
         str(tmp_path / "i?" / "b.*"): ["in/b.webp"],
     }
     for source, wanted in table.items():
-        found = [job.output for job in plan(source, "out", Infer(suffix="webp"))]
+        found = [job.output for job in jobs_of(source, "out", Infer(suffix="webp"))]
         assert found == [Path("out", name) for name in wanted], source
     translate_files(translator(), "in/**", "out", PLAIN)
     assert np.array_equal(read_image("out/below/a.png"), translator()(read_image("in/below/a.png")))

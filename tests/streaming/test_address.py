@@ -9,7 +9,7 @@ from PIL import Image
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import InputError
 from fastpix2pix.streaming.address import expanded, is_url, is_video, shown, sink_kind, source_kind, stem
-from fastpix2pix.streaming.plan import plan
+from fastpix2pix.streaming.routes import routes
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_where_videos_go(folder):
     def planned(sources, sink, **infer):
-        return plan(sources, sink, Infer(**infer), Stream())
+        return routes(sources, sink, Infer(**infer), Stream())
 
     assert planned(["a.mp4"], "x.mkv") == [("a.mp4", "x.mkv")]
     assert planned(["a.mp4", "b.mp4"], "D") == [("a.mp4", "D/a.mp4"), ("b.mp4", "D/b.mp4")]
@@ -192,14 +192,14 @@ def test_where_videos_go(folder):
 def test_refused_before_a_model_is_loaded(folder, sources, sink, infer, stream, match):
     before = sorted(folder.rglob("*"))
     with pytest.raises(InputError, match=match):
-        plan(sources, sink, Infer(**infer), Stream(**stream))
+        routes(sources, sink, Infer(**infer), Stream(**stream))
     assert sorted(folder.rglob("*")) == before
 
 
 def test_raw_frames_are_not_for_a_terminal(folder, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     with pytest.raises(InputError, match="stdout is a terminal"):
-        plan(["a.mp4"], "-", Infer(), Stream())
+        routes(["a.mp4"], "-", Infer(), Stream())
 
 
 @pytest.mark.parametrize(

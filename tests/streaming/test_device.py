@@ -23,7 +23,7 @@ from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.streaming.device import DeviceNetwork, not_supported_reasons
 from fastpix2pix.streaming.opening import _accelerator, open_input
 from fastpix2pix.streaming.picture import Picture, on_gpu, pixels_of
-from fastpix2pix.streaming.plan import plan
+from fastpix2pix.streaming.routes import routes
 from fastpix2pix.streaming.sources import FFmpegSource, source_of
 from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import make_video
@@ -43,7 +43,7 @@ def test_what_cannot_be_is_refused_with_all_reasons(model, tmp_path):
     source = make_video(tmp_path / "in.mp4", frames=2)
     options = Stream(frames="cuda", steady=0.5)
     with pytest.raises(InputError, match=r"frames = cuda: .*the model runs on cpu; steady .*use frames = auto or cpu"):
-        translate(load(model, device="cpu"), plan([str(source)], "null:", Infer(), options), options)
+        translate(load(model, device="cpu"), routes([str(source)], "null:", Infer(), options), options)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_the_same_pictures_as_from_the_runtime_of_the_cpu(model, tmp_path, pixel
     g = load(model, device="cuda", precision="fp32")
     for where in ("cpu", "cuda"):
         options = Stream(frames=where)
-        translate(g, plan([str(source)], str(tmp_path / where), Infer(suffix="png"), options), options)
+        translate(g, routes([str(source)], str(tmp_path / where), Infer(suffix="png"), options), options)
     for number in range(6):
         a, b = (np.asarray(Image.open(tmp_path / where / "in" / f"{number:06}.png")) for where in ("cpu", "cuda"))
         assert abs(a.astype(int) - b).max() <= 2
@@ -248,7 +248,7 @@ def test_frames_of_nvdec_stay_on_the_gpu(model, tmp_path):
     decoded.close()
     g = load(model, device="cuda", precision="fp32")
     for name, options in (("host", Stream(hwaccel="none")), ("device", Stream(frames="cuda", hwaccel="cuda"))):
-        translate(g, plan([str(source)], str(tmp_path / name), Infer(suffix="png"), options), options)
+        translate(g, routes([str(source)], str(tmp_path / name), Infer(suffix="png"), options), options)
     for number in range(6):
         a, b = (np.asarray(Image.open(tmp_path / n / "in" / f"{number:06}.png")) for n in ("host", "device"))
         assert abs(a.astype(int) - b).max() <= 2

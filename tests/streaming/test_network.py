@@ -21,7 +21,7 @@ from fastpix2pix import cli
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.streaming.live import Clock
-from fastpix2pix.streaming.plan import plan
+from fastpix2pix.streaming.routes import routes
 from fastpix2pix.streaming.sources import source_of
 from fastpix2pix.streaming.stream import Stream as Video
 from fastpix2pix.streaming.stream import translate
@@ -141,7 +141,7 @@ def test_a_stall_does_not_keep_it_from_stopping(server, identity, long_clip):
         request.over.wait(LONGEST)
 
     options = Stream(timeout=LONGEST)
-    pairs = plan([f"http://{server(answer)}/in.ts"], "null:", Infer(), options)
+    pairs = routes([f"http://{server(answer)}/in.ts"], "null:", Infer(), options)
     start = time.monotonic()
     stop, progress = shown.is_set, lambda *_: threading.Timer(0.3, shown.set).start()
     (report,) = translate(identity, pairs, options, stop=stop, progress=progress).streams
@@ -235,7 +235,7 @@ def test_of_several_streams_one_that_breaks_off_is_named_at_once_and_the_others_
 
     urls = [f"http://{server(breaks_off)}/a.ts", f"http://{server(goes_on)}/b.ts"]
     options = Stream(reconnects=1, timeout=LONGEST)
-    one, other = translate(identity, plan(urls, f"{tmp_path}/out/", Infer(), options), options, say=say).streams
+    one, other = translate(identity, routes(urls, f"{tmp_path}/out/", Infer(), options), options, say=say).streams
     assert named.is_set() and one.error and not other.error
     files = sorted((tmp_path / "out").iterdir())
     assert [len(stamps_of(file)) for file in files] == [one.frames["out"], FRAMES]

@@ -15,8 +15,8 @@ from PIL import Image
 from fastpix2pix.config import Infer, Stream
 from fastpix2pix.errors import EnvironmentFailed
 from fastpix2pix.runtime.translator import Translator
-from fastpix2pix.streaming.plan import plan
 from fastpix2pix.streaming.preview import Pane, Preview
+from fastpix2pix.streaming.routes import routes
 from fastpix2pix.streaming.stream import translate
 from tests.streaming.clips import HEIGHT, WIDTH, Identity, make_video, psnr, scene
 
@@ -35,7 +35,7 @@ def address(tmp_path, capfd):
     over = threading.Event()
     source = make_video(tmp_path / "in.mp4", frames=250)
     options = Stream(preview=0)
-    pairs = plan([str(source)], "null:", Infer(), options)
+    pairs = routes([str(source)], "null:", Infer(), options)
 
     def run() -> None:
         translate(Translator(Inverse()), pairs, options, stop=over.is_set)

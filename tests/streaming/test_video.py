@@ -25,7 +25,7 @@ from fastpix2pix.errors import EnvironmentFailed, InputError
 from fastpix2pix.runtime.load import load
 from fastpix2pix.runtime.native import FrameRuntime
 from fastpix2pix.runtime.translator import Translator
-from fastpix2pix.streaming.plan import plan
+from fastpix2pix.streaming.routes import routes
 from fastpix2pix.streaming.sinks import FrameFolder
 from fastpix2pix.streaming.stream import Stream as Video
 from fastpix2pix.streaming.stream import flicker, translate
@@ -196,7 +196,7 @@ def test_pictures_whose_last_row_lies_first_come_out_upright(identity, tmp_path)
     source.write_bytes(head)
     given = pictures_of(source)
     assert np.array_equal(given[0], scene(0)[::-1])
-    pairs = plan([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream())
+    pairs = routes([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream())
     translate(identity, pairs, Stream())
     for number, picture in enumerate(given):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"frames/in/{number:06}.png")), picture)
@@ -219,7 +219,7 @@ def test_other_formats_go_in_as_they_are(identity, tmp_path, pixels):
 def test_pictures_of_rgb_come_through_as_they_are(identity, tmp_path):
     source = make_video(tmp_path / "in.nut", frames=3, codec="rawvideo", pixels="rgb24")
     summary = translate(
-        identity, plan([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream()), Stream()
+        identity, routes([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream()), Stream()
     )
     assert summary.streams[0].frames["out"] == 3
     files = sorted((tmp_path / "frames" / "in").iterdir())
@@ -328,7 +328,7 @@ def test_gray_models(tmp_path, channels, layout):
             return batch.mean(1, keepdim=True).expand(-1, channels[1], -1, -1)
 
     source = make_video(tmp_path / "in.nut", frames=1, codec="rawvideo", pixels="rgb24")
-    pairs = plan([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream())
+    pairs = routes([str(source)], str(tmp_path / "frames"), Infer(suffix="png"), Stream())
     translate(Translator(Gray(layout=layout)), pairs, Stream())
     found = np.asarray(Image.open(tmp_path / "frames/in/000000.png")).astype(int)
     picture = Image.fromarray(scene(0))
@@ -356,7 +356,7 @@ def test_the_figures_say_which_noise_there_was(model, tmp_path):
     g = load(model, noise="random")
     g.modes_source["noise"] = "record"
     options = Stream(stats=str(tmp_path / "stats.json"))
-    translate(g, plan([str(tmp_path / "in.mp4")], "null:", Infer(), options), options)
+    translate(g, routes([str(tmp_path / "in.mp4")], "null:", Infer(), options), options)
     engine = json.loads((tmp_path / "stats.json").read_text())["engine"]
     assert (engine["noise"], engine["modes_source"]["noise"]) == ("fixed", "video")
 
@@ -586,7 +586,7 @@ def test_offline_never_drops_with_a_slow_sink(identity, tmp_path, monkeypatch):
 
     monkeypatch.setattr(FrameFolder, "write", slow)
     source = make_video(tmp_path / "in.mp4")
-    pairs = plan([str(source)], str(tmp_path / "frames"), Infer(suffix="jpg"), Stream())
+    pairs = routes([str(source)], str(tmp_path / "frames"), Infer(suffix="jpg"), Stream())
     report = translate(identity, pairs, Stream()).streams[0]
     assert report.frames["out"] == FRAMES == len(list((tmp_path / "frames" / "in").iterdir()))
 

@@ -15,7 +15,7 @@ from .sinks import FrameFolder, RawFrames, Sink, sink_of
 from .sources import check_sources
 
 
-def plan(sources: list[str], sink: str, infer: Infer, options: Stream) -> list[tuple[str, str]]:
+def routes(sources: list[str], sink: str, infer: Infer, options: Stream) -> list[tuple[str, str]]:
     """(source, sink) of every stream. Raises InputError; makes nothing."""
     for name in ("side_by_side", "direction"):
         if value := getattr(infer, name):
@@ -66,7 +66,7 @@ def _check_effect(options: Stream, sources: set[Kind], sinks: set[type]) -> None
 
 
 def make_sink(address: str, options: Stream) -> Sink:
-    """The sink of a pair that `plan` gave."""
+    """The sink of a pair that `routes` gave."""
     folder = Path(address)
     if address.endswith("/") and folder.suffix in IMAGE_SUFFIXES:  # frames of one source
         return FrameFolder(folder.with_suffix(""), folder.suffix)
