@@ -29,6 +29,10 @@ GEOMETRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # input, outpu
         {"frame": (65, 93), "network": SIZE, "crop": (1, 3, 61, 85), "place": (5, 0, 22, 48)},
         {"frame": (65, 93), "network": SIZE, "region": (5, 0, 22, 48)},
     ),
+    "more columns of the crop than a block sums at once": (
+        {"frame": (7, 2601), "network": (3, 160), "place": (0, 20, 3, 130)},
+        {"frame": (7, 2601), "network": (3, 160), "region": (0, 20, 3, 130)},
+    ),
     "wider than a block": ({"frame": (5, 1031), "network": (5, 1031)}, {"frame": (5, 1031), "network": (5, 1031)}),
 }
 
