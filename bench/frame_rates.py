@@ -103,16 +103,16 @@ def rate(
     network = -(-height // multiple) * multiple, -(-width // multiple) * multiple
     frames = max(200, frames * SIZES[0][0] * SIZES[0][1] // (height * width))
     source = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    engines: list[Engine | None] = [None] * count
+    engine: Engine | None = None
     wanted = source
     if net is not None and kind is not None:
-        engines = [_engine(at, net, kind) for _ in range(count)]  # each owns the memory between its layers
+        engine = _engine(at, net, kind)
         wanted = _translated(_engine(at, net, TorchEngine, "fp32"), source, network)
 
     # up, through the network and down at once; or, of frames that may be dropped, as few on the way as there can be
     depth = 3 if policy == "block" else 1
 
-    def runtime(engine: Engine | None) -> FrameRuntime:
+    def runtime() -> FrameRuntime:
         if engine is None:
             specs = InputSpec("rgb", size, network), OutputSpec("rgb", size, network)
             return FrameRuntime(*specs, None, device=str(at.device), slots=6, depth=depth, policy=policy)
@@ -124,16 +124,16 @@ def rate(
         return FrameRuntime(*specs, made.engine, **made.options, slots=6, depth=depth, policy=policy)
 
     first, *backs = [np.empty_like(source) for _ in range(count + 1)]
-    one = runtime(engines[0])
+    one = runtime()
     graph = one.describe()["graph"]
     if at.device.type == "cuda" and graph not in ("captured", "child"):
         raise Mismatch(f"runs without a CUDA graph: {graph}")
-    allowed = 0 if engines[0] is None else 2  # levels of half precision
+    allowed = 0 if engine is None else 2  # levels of half precision
     off = _compare(one, source, first, wanted, allowed)
     alone = sorted(_alone(one, source, first) for _ in range(ALONE))
     one.close()
     del one
-    runtimes = [runtime(engine) for engine in engines]
+    runtimes = [runtime() for _ in range(count)]
     off = max(off, *(_compare(r, source, back, wanted, allowed) for r, back in zip(runtimes, backs, strict=True)))
     with ThreadPoolExecutor(count) as pool:
         times = list(pool.map(lambda r, back: streamed(r, source, back, frames), runtimes, backs))

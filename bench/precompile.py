@@ -1,7 +1,8 @@
 """Compile the kernels of the checks ahead, in several processes that fill Triton's cache: one alone would need minutes.
 
 TRITON_CACHE_DIR=DIR python -m bench.precompile sm_90    without a GPU, all that one of that capability will need
-python -m bench.precompile sm_90 100    what single checks and steps launch, in 100 seconds at most; parent: `run`
+python -m bench.precompile sm_90 100 132    what single checks and steps launch, in 100 seconds at most, on a GPU of 132
+                                            multiprocessors; parent: `run`
 
 DIR then serves on another machine, at the same path, with the same versions of Triton and Python; of what is in it,
 *.json, *.cubin and *.so are enough.
@@ -28,7 +29,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpix2pix.config import Modes, NormStats, Train
-from fastpix2pix.kernels.dispatch import OVERLAP, Launch, recorded
+from fastpix2pix.kernels.dispatch import OVERLAP, PROCESSORS, Launch, processors, recorded
 from fastpix2pix.model import build_generator
 from fastpix2pix.runtime.triton_engine import TritonEngine
 from fastpix2pix.training.convolution import Plans
@@ -51,6 +52,7 @@ USERS = ("kernels", "gradients", "steps", "curves")  # parts that launch what is
 DAY = 86400.0  # seconds: time enough for everything
 ALL, CHECKS = "", "-checks"  # ends of the names of marks
 CPU = torch.device("cpu")  # of fake tensors
+CARDS = {80: 108, 86: 84, 89: 128, 90: 132, 120: 170}  # multiprocessors of the usual one: A100, 3090, 4090, H100, 5090
 
 
 def run(report: Report, at: Setting) -> None:
@@ -70,24 +72,25 @@ def _in_time(at: Setting, seconds: float) -> Values:
     for which in (ALL, CHECKS):
         if (mark := _mark(10 * major + minor, which)).is_file():
             raise Skipped(f"all were compiled before: {mark}")
-    command = [sys.executable, "-m", "bench.precompile", f"sm_{major}{minor}", f"{seconds:.0f}"]
+    what = f"sm_{major}{minor}", f"{seconds:.0f}", str(processors(at.device))
+    command = [sys.executable, "-m", "bench.precompile", *what]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return {"all": done.returncode == 0, "said": [*done.stderr.splitlines(), *done.stdout.splitlines()][-8:]}
 
 
 # ---- what will be launched, recorded on fake tensors
-def step_launches(at: Setting) -> Iterator[Launch]:
+def step_launches(at: Setting, processors: int) -> Iterator[Launch]:
     """Of the explicit step in bf16 with its own convolutions, and with the library's."""
     for batch in at.batches:
         config = _config(at, batch)
-        yield from _of_steps(config, [static_plans(config, CPU), {}])
+        yield from _of_steps(config, [static_plans(config, processors), {}])
 
 
-def trial_launches(at: Setting) -> Iterator[Launch]:
+def trial_launches(at: Setting, processors: int) -> Iterator[Launch]:
     """With every candidate of every node: where all products are own, and one kind alone."""
     for batch in at.batches:
         config = _config(at, batch)
-        every = candidates_of(config, CPU)
+        every = candidates_of(config, processors)
         kinds = ("forward", "dgrad", "wgrad"), ("forward",), ("dgrad",), ("wgrad",)
         yield from _of_steps(
             config,
@@ -207,7 +210,7 @@ def _mark(capability: int, which: str) -> Path:
     return Path(triton.knobs.cache.dir) / f"sm_{capability}-{found['triton']}-{found['kernels']}{which}"
 
 
-def ahead(capability: int, which: str, seconds: float) -> int:
+def ahead(capability: int, which: str, seconds: float, processors: int) -> int:
     """All or the checks' kernels, in as many processes as there are processors; 0 where all could be compiled in time.
 
     Launches are recorded once, and forked with. Only those of single checks, which take a minute to record, are
@@ -218,9 +221,9 @@ def ahead(capability: int, which: str, seconds: float) -> int:
     torch.set_num_threads(1)  # threads would be missing after a fork, and so would CUDA's, which fake tensors look for
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     overlaps = (False, True) if capability >= OVERLAP else (False,)
-    kinds = [step_launches(at)]
+    kinds = [step_launches(at, processors)]
     if which == ALL:
-        kinds += [trial_launches(at), engine_launches(at, overlaps)]
+        kinds += [trial_launches(at, processors), engine_launches(at, overlaps)]
     started = []
 
     def start(shares: Iterable[Iterable[Launch]], nice: int = 0) -> None:
@@ -261,9 +264,10 @@ def _compile(launches: Iterable[Launch], capability: int, nice: int) -> None:
     sys.exit(failed)
 
 
-def main(device: str, seconds: str = "") -> int:
+def main(device: str, seconds: str = "", processors: str = "") -> int:
     capability = int(device.removeprefix("sm_"))
-    return ahead(capability, CHECKS, float(seconds)) if seconds else ahead(capability, ALL, DAY)
+    which, most = (CHECKS, float(seconds)) if seconds else (ALL, DAY)
+    return ahead(capability, which, most, int(processors or CARDS.get(capability, PROCESSORS)))
 
 
 if __name__ == "__main__":

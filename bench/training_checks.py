@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastpix2pix.kernels.dispatch import environment_reasons
+from fastpix2pix.kernels.dispatch import environment_reasons, processors
 from fastpix2pix.training.explicit_step import ExplicitStep
 from fastpix2pix.training.module_step import ModuleStep
 from fastpix2pix.training.plans import static_plans
@@ -46,7 +46,7 @@ def explicit(
         raise Skipped("; ".join(reasons))
     chosen = {"precision": "bf16", "step": "explicit", "impl": impl, "graph": graph, **options}
     config = at.config(batch, **chosen)
-    return ExplicitStep(config, at.device, How(static_plans(config, at.device) if own else {}, impl))
+    return ExplicitStep(config, at.device, How(static_plans(config, processors(at.device)) if own else {}, impl))
 
 
 def relative(

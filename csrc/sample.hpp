@@ -1,5 +1,5 @@
-// One pixel at a time, host and device: what a CUDA thread computes. The CPU's rows (convert.cpp) are its twin: the
-// same operations in the same order, tested equal in tests/cpp.
+// Host and device: what a CUDA thread computes, a pixel, or of a resize a column of its block. The CPU's rows
+// (convert.cpp) are its twin: the same operations in the same order, tested equal in tests/cpp.
 #pragma once
 
 #include <type_traits>

@@ -162,7 +162,7 @@ class Train:
     device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:1; torchrun: a GPU per process
     step: Literal["auto", "modules", "explicit"] = "auto"  # autograd, own passes and kernels, or the faster
     impl: Literal["auto", "reference", "triton"] = "auto"  # kernels of the explicit step: Triton or plain torch
-    graph: Literal["auto", "on", "off"] = "auto"  # run the explicit step as one CUDA graph; auto: where possible
+    graph: Literal["auto", "on", "off"] = "auto"  # run the explicit step as CUDA graphs; auto: where possible
     convolutions: Literal["auto", "library", "own"] = "auto"  # of the explicit step: cuDNN, own, or auto: the faster
     tune_minutes: float = 2.0  # minutes that step and convolutions = auto may each measure, once per GPU; 0: none
     init: str | None = None  # start from a model (run, .safetensors, .pth); its network and direction are the defaults

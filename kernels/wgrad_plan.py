@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .conv_plan import PROGRAMS
-from .dispatch import PROCESSORS
 from .geometry import Geometry, Map
 
 _THIN = 8  # channels of a map that is gathered with all its taps at once
@@ -102,15 +101,13 @@ def wgrad_plan(
     geometry: Geometry,
     size: Map,  # of the input
     kernel: tuple[int, ...],  # [d0, d1, k, k]
-    processors: int = PROCESSORS,
+    processors: int,  # of the GPU
 ) -> WgradPlan:
     """The static choice: the first of the candidates."""
     return wgrad_candidates(geometry, size, kernel, processors)[0]
 
 
-def wgrad_candidates(
-    geometry: Geometry, size: Map, kernel: tuple[int, ...], processors: int = PROCESSORS
-) -> list[WgradPlan]:
+def wgrad_candidates(geometry: Geometry, size: Map, kernel: tuple[int, ...], processors: int) -> list[WgradPlan]:
     """At most four plans that may be measured against each other, the safe one first.
 
     All fit 99 KB of shared memory (sm_86, sm_89, sm_120) and are compiled by `compile_cases`.
@@ -169,11 +166,11 @@ def _even(roles: Roles, plan: WgradPlan, processors: int) -> WgradPlan:
         return plan
     most = min(8 * processors // plan.programs(roles) * plan.splits, roles.plain.rows // (_SHORTEST * plan.block_rows))
     finer = [plan._replace(splits=splits) for splits in range(plan.splits, most + 1)]
-    best = min(finer, key=lambda plan: cost(roles, plan, processors), default=plan)
-    return best if cost(roles, best, processors) < 0.95 * cost(roles, plan, processors) else plan
+    best = min(finer, key=lambda plan: _cost(roles, plan, processors), default=plan)
+    return best if _cost(roles, best, processors) < 0.95 * _cost(roles, plan, processors) else plan
 
 
-def cost(roles: Roles, plan: WgradPlan, processors: int) -> int:
+def _cost(roles: Roles, plan: WgradPlan, processors: int) -> int:
     """Of a launch that its products bind, in operations: those of full waves, and the time of its partial sums."""
     waves = -(-plan.programs(roles) // processors)
     steps = -(-roles.plain.rows // (plan.splits * plan.block_rows))

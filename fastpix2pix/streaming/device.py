@@ -35,6 +35,8 @@ class DeviceNetwork:
         self.layout = engine.layout
         self._shape = (height, width, 3) if self.layout == "nhwc" else (3, height, width)
         self._engine, self._count = engine.apart(), 0
+        if engine.device.type == "cuda":  # what that began on the caller's stream is done before others use it
+            torch.cuda.current_stream(engine.device).synchronize()
         self._graphs: list[tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = []  # with the masks they read
         self._known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # of the slots
         random = engine.modes.noise == "random"

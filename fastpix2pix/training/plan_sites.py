@@ -185,8 +185,8 @@ def sites_of(config: Train, device: torch.device, precision: str, impl: str) -> 
     dtype = COMPUTE[precision]
     size, batch = config.data.crop_size, config.batch
     draws = torch.Generator().manual_seed(config.seed)
-    plans = static_plans(config, device)
-    candidates = candidates_of(config, device)
+    plans = static_plans(config, processors(device))
+    candidates = candidates_of(config, processors(device))
     ways = How(impl="reference"), How(plans, "reference")  # no kernel of ours has been checked on this device yet
 
     def images(count: int, channels: int) -> Tensor:
@@ -216,13 +216,13 @@ def sites_of(config: Train, device: torch.device, precision: str, impl: str) -> 
     return Sites(found, readers)
 
 
-def candidates_of(config: Train, device: torch.device) -> dict[Key, Candidates]:
+def candidates_of(config: Train, processors: int) -> dict[Key, Candidates]:
     """What may be tried of every node at every batch size that a step has."""
     found = {}
     for layer, groups in layers_of(config):
         if layer.node.kind != "resize" and not layer.node.geometry.not_supported_reasons():
             forward, dgrad = problems(layer, groups)
-            wgrad = wgrad_candidates(layer.node.geometry, map_of(layer.x), layer.w, processors(device))
+            wgrad = wgrad_candidates(layer.node.geometry, map_of(layer.x), layer.w, processors)
             found[layer.node.weight, layer.x[0]] = Candidates(
                 tuple(conv_candidates(forward)), tuple(conv_candidates(dgrad)), tuple(wgrad)
             )

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from ..config import Train
 from ..kernels.conv_plan import Problem, conv_plan
-from ..kernels.dispatch import PROCESSORS, processors
 from ..kernels.geometry import Map
 from ..kernels.wgrad_plan import wgrad_plan
 from .convolution import Plans
@@ -25,16 +22,17 @@ def layers_of(config: Train) -> Iterator[tuple[Layer, int]]:
                 yield layer, groups
 
 
-def static_plans(config: Train, device: torch.device) -> dict[tuple[str, int], Plans]:
-    """The kernels' static plans for every product they can compute (a resize block is ATen's)."""
+def static_plans(config: Train, processors: int) -> dict[tuple[str, int], Plans]:
+    """The kernels' static plans for every product they can compute (a resize block is ATen's) on a GPU of so many
+    multiprocessors."""
     plans = {}
     for layer, groups in layers_of(config):
         if layer.node.kind != "resize" and not layer.node.geometry.not_supported_reasons():
-            plans[layer.node.weight, layer.x[0]] = plans_of(layer, groups, processors(device))
+            plans[layer.node.weight, layer.x[0]] = plans_of(layer, groups, processors)
     return plans
 
 
-def plans_of(layer: Layer, groups: int = 1, processors: int = PROCESSORS) -> Plans:
+def plans_of(layer: Layer, groups: int, processors: int) -> Plans:
     """The static plans of one layer's products."""
     forward, dgrad = problems(layer, groups)
     wgrad = wgrad_plan(layer.node.geometry, map_of(layer.x), layer.w, processors)

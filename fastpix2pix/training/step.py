@@ -10,7 +10,7 @@ import torch
 from ..config import Train
 from ..console import Progress
 from ..errors import EnvironmentFailed
-from ..kernels.dispatch import NotSupported, choose, environment_reasons
+from ..kernels.dispatch import NotSupported, choose, environment_reasons, processors
 from ..tuning.measure import usable
 from .convolution import Plans
 from .graph import eager_reasons, use_graph
@@ -42,7 +42,7 @@ def build_state(
         from .stages import How
 
         if plans is None:
-            plans = static_plans(config, device) if config.convolutions == "own" else {}
+            plans = static_plans(config, processors(device)) if config.convolutions == "own" else {}
         return ExplicitStep(config, device, How(plans, config.impl), group)
     from .module_step import ModuleStep
 

@@ -20,7 +20,7 @@ from ..config import Train
 from ..device import resolve_precision
 from ..errors import EnvironmentFailed
 from ..kernels.conv_plan import ConvPlan
-from ..kernels.dispatch import current, environment_reasons
+from ..kernels.dispatch import current, environment_reasons, processors
 from ..kernels.wgrad_plan import WgradPlan
 from ..tuning.cache import PlanCache
 from ..tuning.measure import step_ms, usable
@@ -217,7 +217,7 @@ def _race(
     """(plans, milliseconds by racer, winner): whole steps, since a sum of parts is a prediction."""
     if not searched:
         return {}, {}, "library"
-    static = {key: _known(plans, tables[key]) for key, plans in static_plans(config, device).items()}
+    static = {key: _known(plans, tables[key]) for key, plans in static_plans(config, processors(device)).items()}
     racers = {"library": dict.fromkeys(searched, Plans()), "static": static, "searched": searched}
     steps: dict[str, float | str] = {}
     for name, plans in racers.items():

@@ -405,9 +405,8 @@ def test_shares_of_the_checks_are_all_of_them():
 
 def test_what_is_compiled_ahead_is_recorded_without_starting_it():
     at = setting(CPU, small=True)
-    steps, trials, checks, engines = (
-        list(of(at)) for of in (step_launches, trial_launches, case_launches, engine_launches)
-    )
+    steps, trials = list(step_launches(at, 108)), list(trial_launches(at, 108))
+    checks, engines = list(case_launches(at)), list(engine_launches(at))
     own = {"_conv_kernel", "_conv_wgrad_kernel"}
     assert own <= {launch.kernel for launch in steps} and own <= {launch.kernel for launch in trials}
     assert {"_conv_kernel", "_norm_act_fwd_kernel"} <= {launch.kernel for launch in engines}
@@ -452,7 +451,7 @@ from fastpix2pix.kernels.dispatch import recorded
 with FakeTensorMode(), recorded(run=False) as tape:
     advance(torch.zeros(3, dtype=torch.int64), torch.zeros((), dtype=torch.int64), 16, impl="triton")
 precompile.case_launches = lambda at, number, of: iter(tape)
-precompile.step_launches = lambda at: iter(tape)
+precompile.step_launches = lambda at, processors: iter(tape)
 codes = [precompile.main("sm_90", "300"), precompile._mark(90, precompile.CHECKS).is_file()]
 precompile._compile = lambda *arguments: time.sleep(300)
 began = time.monotonic()

@@ -157,8 +157,8 @@ LAYERS = [  # geometry, images, side, kernel, splits, why
 @pytest.mark.parametrize(("geometry", "images", "side", "kernel", "splits", "why"), LAYERS)
 def test_plans_of_real_layers(geometry, images, side, kernel, splits, why):
     size, shape = Map(images, side, side), (*kernel, 4, 4)
-    plans = wgrad_candidates(geometry, size, shape)
-    assert plans[0] == wgrad_plan(geometry, size, shape)
+    plans = wgrad_candidates(geometry, size, shape, 132)
+    assert plans[0] == wgrad_plan(geometry, size, shape, 132)
     assert 1 <= len(plans) <= 4
     assert plans[0].splits == splits
 
@@ -169,9 +169,9 @@ def test_splits_fill_the_waves_of_the_gpu_at_hand():
     assert [plan.splits for plan in (a100[0], a100[-1], h100[0])] == [5, 1, 1]
     assert a100[0].programs(roles_of(geometry, size, shape)) / 108 == pytest.approx(6, rel=0.02)
     few = HALF, Map(64, 256, 256), (64, 3, 4, 4)
-    assert wgrad_plan(*few, processors=108) == wgrad_plan(*few)  # bound by memory
+    assert wgrad_plan(*few, processors=108) == wgrad_plan(*few, processors=132)  # bound by memory
     small = HALF, Map(1, 8, 8), (512, 512, 4, 4)
-    assert wgrad_plan(*small, processors=108) == wgrad_plan(*small)  # too few rows to split
+    assert wgrad_plan(*small, processors=108) == wgrad_plan(*small, processors=132)  # too few rows to split
 
 
 @needs_triton

@@ -5,17 +5,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastpix2pix.config import train_config
 from fastpix2pix.kernels import dispatch, losses
 from fastpix2pix.kernels.adam import adam, advance, found_inf_
 from fastpix2pix.kernels.dispatch import NotSupported, choose, overlapping, recorded
 from fastpix2pix.kernels.losses import gan_loss, l1_tanh_loss
 from fastpix2pix.kernels.split import sum_splits
+from fastpix2pix.training.plan_sites import candidates_of
+from fastpix2pix.training.plans import static_plans
 from tests.kernels.common import DEVICE, needs_triton
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,3 +290,18 @@ def test_any_device_will_do_for_what_is_only_recorded():
     assert dispatch.environment_reasons("cpu") or dispatch.environment_reasons("cuda")  # interpreted or not
     with recorded(run=False):
         assert dispatch.environment_reasons("cpu") == dispatch.environment_reasons("cuda") == []
+
+
+def test_plans_are_for_the_gpu_at_hand(monkeypatch):
+    """An A100's 108 multiprocessors; while launches are only recorded no GPU is asked."""
+    card = SimpleNamespace(multi_processor_count=108)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    cuda = torch.device("cuda")
+    assert (dispatch.processors(cuda), dispatch.processors(torch.device("cpu"))) == (108, dispatch.PROCESSORS)
+    with recorded(run=False):
+        assert dispatch.processors(cuda) == dispatch.PROCESSORS
+    config = train_config(batch=64, step="explicit", device="cpu")
+    plans = [
+        build(config, dispatch.processors(cuda))["blocks.3.conv.weight", 128] for build in (static_plans, candidates_of)
+    ]
+    assert plans[0].wgrad == plans[1].wgrad[0] and plans[0].wgrad.splits == 5

@@ -274,6 +274,18 @@ def test_several_at_once_through_one_engine_of_the_gpu(noise):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.gpu
+def test_made_while_the_caller_works_on_a_stream_of_its_own():
+    net = build_generator(Generator(depth=5, ngf=4)).eval()
+    g = Translator(TritonEngine(net, Modes("image", "fixed"), torch.device("cuda"), "fp32", impl="reference"), {}, {})
+    with torch.cuda.stream(torch.cuda.Stream()):
+        wanted = g(scene(4))
+        torch.cuda._sleep(10**8)  # what the engine's copy begins on this stream comes after it
+        with f2p.Frames(g, HEIGHT, WIDTH, frames="cuda") as frames:
+            (found,) = frames.translate([scene(4)])
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
 SECOND_GPU = """
 import numpy as np, torch
 import fastpix2pix as f2p

@@ -41,7 +41,7 @@ def plans_of(net: torch.nn.Module, images: int, side: int, groups: int, kind: st
             plans = [p._replace(block_m=256) for p in (forward, dgrad)]  # fewer programs to interpret
             if kind == "split":
                 plans = [p if c <= 8 else p._replace(tap_splits=2) for p, c in zip(plans, (c, k), strict=True)]
-            wgrad = wgrad_plan(geometry, x, tuple(conv.weight.shape))
+            wgrad = wgrad_plan(geometry, x, tuple(conv.weight.shape), 132)
             plans.append(wgrad._replace(splits=3) if kind == "split" else wgrad)
             if kind == "mixed":
                 plans = [plan if draws.random() < 0.6 else None for plan in plans]

@@ -14,6 +14,7 @@ import torch
 
 from fastpix2pix.config import train_config
 from fastpix2pix.errors import EnvironmentFailed, InputError
+from fastpix2pix.kernels.dispatch import processors
 from fastpix2pix.training import step as stepping
 from fastpix2pix.training import trial_processes
 from fastpix2pix.training import trials as trials_file
@@ -54,7 +55,7 @@ def test_everything_is_measured_kept_and_found_again(config, cache):
     assert all(isinstance(t, float) for t in found.times.values()), found.times
     assert set(found.steps) == {"library", "static", "searched"}
     assert found.steps[found.winner] == min(found.steps.values())
-    assert set(found.plans) == set(static_plans(config, DEVICE))
+    assert set(found.plans) == set(static_plans(config, processors(DEVICE)))
     assert cached(config, DEVICE, cache) == found
     assert found.summary().startswith(f"convolutions: {found.winner}, ")
     assert len(found.table()) == 3 * len(found.plans)
@@ -307,7 +308,7 @@ def test_a_process_that_cannot_start_judges_nothing(config):
 def test_the_librarys_plans_train_as_the_state_without_plans(config):
     """Plans given are what runs."""
     own = build_state(dataclasses.replace(config, convolutions="own"), DEVICE)
-    assert own.how.plans == static_plans(config, DEVICE)
+    assert own.how.plans == static_plans(config, processors(DEVICE))
     assert build_state(config, DEVICE).how.plans == {}
 
 
@@ -344,6 +345,6 @@ def test_refusals(config, cache, monkeypatch):
 
 
 def test_records_survive_json(config):
-    plans = static_plans(config, DEVICE)
+    plans = static_plans(config, processors(DEVICE))
     tuned = Tuned(plans, {"a": 1.0, "b": "failed"}, {"library": 2.0}, "library", False)
     assert Tuned.from_dict(tuned.as_dict()) == tuned
