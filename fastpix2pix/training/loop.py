@@ -29,7 +29,7 @@ from ..model.weights import save_network
 from ..profiling import Profile, named_blocks
 from . import checkpoint, record, report, schedule
 from .clock import Clock
-from .processes import Agreement, Group, joined
+from .processes import PATIENCE, Agreement, Group, joined
 from .record import Resume
 from .start import defaults_of_models, start_from_models
 from .state import LOSSES, State
@@ -73,6 +73,8 @@ def train(data: str | Path, out: str | Path, *, resume: Resume = False, quiet: b
 
 def run(config: Train, data: str | Path, out: str | Path, *, resume: Resume = False, quiet: bool = False) -> Result:
     """`train` with a finished Train. Under torchrun, every process calls this, and process 0 leaves the run folder."""
+    torch.use_deterministic_algorithms(config.deterministic)  # before NCCL is there, which then keeps to an order
+    torch.backends.cudnn.benchmark = not config.deterministic
     with joined(config.device) as (group, device), current(device):
         return _Run(config, Path(data), Path(out), resume, quiet, group, device).go()
 
@@ -93,6 +95,8 @@ class _Run:
             )
         if group.first(lambda: resumed) != resumed:
             raise InputError(f"{out}: not all processes find a run there; resume needs the run folder on all machines")
+        if group.size > 1 and 60 * config.tune_minutes >= PATIENCE.total_seconds():
+            raise InputError(f"tune_minutes = {config.tune_minutes:g}: the other processes wait for less than an hour")
         self.notes = group.first(partial(self._same_run, resumed))
         if resume == "auto":
             self.notes.append(f"auto-resume: {'goes on with the run' if resumed else 'no run yet'} in {out}")
@@ -101,9 +105,6 @@ class _Run:
         channels = config.generator.in_channels, config.generator.out_channels
         self.loader, reason = group.first(lambda: choose_loader(config.data, self.pairs, self.device, *channels))
         self.notes.append(f"loader: {self.loader} ({reason})")
-        torch.use_deterministic_algorithms(config.deterministic)
-        torch.backends.cudnn.benchmark = not config.deterministic
-
         step, lines = choose_step(config, device, group.size, resume=resumed, quiet=self.quiet)
         self.notes += lines
         self.config = config = replace(config, step=step)

@@ -6,9 +6,11 @@ that telling waits for no device. Every method of a group is called by all proce
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -98,7 +100,9 @@ class _Joined(Group):
 class Agreement:
     """`agreed = agree(wish)` after every step: what all do next is the highest wish of any, the same step for all.
 
-    Several processes ask each other twice a second and not in every step; in between they agree on `otherwise`.
+    Several processes ask each other twice a second and not in every step; in between they agree on `otherwise`. The
+    time between two questions at most doubles: after a pause a GPU takes many steps from the host before one of them
+    has taken its time.
     """
 
     def __init__(self, group: Group, otherwise: int) -> None:
@@ -113,7 +117,8 @@ class Agreement:
             return self.otherwise
         now = time.monotonic()
         agreed, pace = self.group.highest(wish, (now - self.asked) / self.steps)
-        self.asked, self.steps, self.every = time.monotonic(), 0, max(1, int(ASKED_EVERY / max(pace, 1e-3)))
+        self.every = max(1, min(2 * self.every, int(ASKED_EVERY / max(pace, 1e-3))))
+        self.asked, self.steps = time.monotonic(), 0
         return int(agreed)
 
 
@@ -140,7 +145,8 @@ def joined(device: str) -> Iterator[tuple[Group, torch.device]]:
     import torch.distributed.nn.functional  # noqa: F401
 
     store, rank, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-    store = dist.PrefixStore(f"fastpix2pix-{next(_groups)}", store)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store, and what was told in it, outlives one
+    store = dist.PrefixStore(f"fastpix2pix-{attempt}-{next(_groups)}", store)
     own = None
     try:
         own = own_device(device, size, int(os.environ.get("LOCAL_RANK", rank)))
@@ -153,10 +159,14 @@ def joined(device: str) -> Iterator[tuple[Group, torch.device]]:
         told = 0
         with suppress(RuntimeError):  # the store went with the process that had it
             told = store.add("told", 1) - 1
-        if own is not None and own.type == "cpu" and dist.is_initialized():  # NCCL might wait for the dead
-            dist.destroy_process_group()
+        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+        if own is not None and dist.is_initialized():
+            if own.type == "cpu":
+                dist.destroy_process_group()
+            else:  # which NCCL does too, when the interpreter ends, and there it might wait for the dead
+                atexit.register(_leave, code)
         if told:
-            raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)) from None
+            raise SystemExit(code) from None
         raise
     dist.destroy_process_group()
 
@@ -180,10 +190,22 @@ def own_device(device: str, size: int, local_rank: int) -> torch.device:
     return own
 
 
+def _leave(code: int) -> None:
+    """End this process without its destructors."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 @contextmanager
 def _peers() -> Iterator[None]:
     try:
         yield
+    except torch.AcceleratorError:  # CUDA's own
+        raise
+    except dist.DistBackendError as error:  # whose text ends with the cause
+        reason = " ".join(str(error).split())[-300:]
+        raise EnvironmentFailed(f"NCCL failed ({reason}); NCCL_DEBUG=INFO says more") from error
     except RuntimeError as error:
         reason = str(error)[:120]
         raise EnvironmentFailed(f"another process of this run has ended, or is out of reach ({reason} ...)") from error

@@ -1,5 +1,6 @@
 """Several processes on the CPU: what they compute together, resume, stopping, errors; one run through torchrun."""
 
+import itertools
 import json
 import os
 import re
@@ -378,8 +379,58 @@ def test_pools_of_processes_decide_differently():
     assert not torch.equal(shown[0], shown[2])
 
 
+@pytest.mark.parametrize(
+    ("error", "raised", "text"),
+    [
+        (RuntimeError("Connection closed by peer"), EnvironmentFailed, "another process .* has ended.* by peer"),
+        (dist.DistBackendError("NCCL error in: x.cpp,\nLast error:\n no space"), EnvironmentFailed, "NCCL .*no space"),
+        (torch.AcceleratorError("an illegal memory access"), torch.AcceleratorError, "an illegal memory access"),
+    ],
+)
+def test_who_failed(error, raised, text):
+    with pytest.raises(raised, match=text), processes._peers():
+        raise error
+
+
+@pytest.fixture
+def alone_of_two(monkeypatch) -> SimpleNamespace:
+    """Process 0 of two under torchrun, which waits for nobody. `agent`: the store of torchrun's agent, which outlives
+    attempts; `stores`: what the groups were given; `ends`: how they ended."""
+    found = SimpleNamespace(agent=dist.HashStore(), stores=[], ends=[])
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "rendezvous", lambda *given, **options: iter([(found.agent, 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *given, store, **options: found.stores.append(store))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: found.ends.append("destroyed"))
+    monkeypatch.setattr(processes.atexit, "register", lambda *call: found.ends.append(call))
+    return found
+
+
+def test_a_run_that_torchrun_starts_again_finds_nothing_of_the_first_attempt(monkeypatch, alone_of_two):
+    """No addresses of processes that are gone, and nobody who has told of an error: the second one is told again."""
+    for attempt in range(2):
+        monkeypatch.setattr(processes, "_groups", itertools.count())  # of a new process
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        with pytest.raises(InputError, match="no pairs"), joined("cpu"):
+            assert not alone_of_two.stores[-1].check(["address"])
+            alone_of_two.stores[-1].set("address", "here")
+            raise InputError("no pairs")
+    assert len(alone_of_two.stores) == 2
+
+
+def test_after_an_error_a_process_with_a_gpu_ends_without_waiting_for_nccl(monkeypatch, alone_of_two):
+    """Whose destructor would wait for the others."""
+    monkeypatch.setattr(processes, "own_device", lambda device, *given: torch.device(device, 0))
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(processes, "_groups", itertools.count(ord(device[1])))
+        with pytest.raises(InputError), joined(device):
+            raise InputError("no pairs")
+    assert alone_of_two.ends == ["destroyed", (processes._leave, InputError.exit_code)]
+
+
 def test_processes_ask_each_other_seldom(monkeypatch):
-    """Steps of 1/64 s: after the first, every 32nd."""
+    """Steps of 1/64 s: in the end every 32nd, twice a second, and until then every time twice as seldom."""
     now, asked = SimpleNamespace(t=0.0), []
 
     class Fake(Group):
@@ -389,10 +440,10 @@ def test_processes_ask_each_other_seldom(monkeypatch):
 
     monkeypatch.setattr(processes.time, "monotonic", lambda: now.t)
     agree, agreed = Agreement(Fake(size=2), -2), []
-    for _ in range(90):
+    for _ in range(100):
         now.t += 1 / 64
         agreed.append(agree(-1))
-    assert asked == [1, 33, 65]
+    assert asked == [1, 3, 7, 15, 31, 63, 95]
     assert [i + 1 for i, found in enumerate(agreed) if found == 9] == asked
     assert set(agreed) == {-2, 9}
 
