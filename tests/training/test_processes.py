@@ -136,6 +136,9 @@ def test_error_in_one_process_ends_both_and_is_told_once(tmp_path, two, pairs, s
     assert answers[0]["error"] == "InputError"
     assert re.search(r"^2 broken pairs: .*2\.png: .*; .*3\.png: ", answers[0]["text"])
     assert answers[1] == {"error": "SystemExit", "text": "3"}
+    answers = two("train", options | {"out": str(tmp_path / "long"), "tune_minutes": 60})
+    (told,) = [answer for answer in answers if answer["error"] != "SystemExit"]
+    assert told["error"] == "InputError" and told["text"].startswith("tune_minutes = 60: ")
 
 
 @pytest.mark.parametrize("options", [{"step": "modules", "dropout": "none"}, {"step": "explicit", "impl": "reference"}])
