@@ -79,7 +79,7 @@ PROCESSORS = 132  # multiprocessors of an H100 or H200: what launches are cut up
 
 
 def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU."""
+    """Multiprocessors of a GPU; of none, and while no kernel starts, PROCESSORS."""
     if device.type != "cuda" or not _starts():
         return PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -96,7 +96,10 @@ class _Run:
         if group.first(lambda: resumed) != resumed:
             raise InputError(f"{out}: not all processes find a run there; resume needs the run folder on all machines")
         if group.size > 1 and 60 * config.tune_minutes >= PATIENCE.total_seconds():
-            raise InputError(f"tune_minutes = {config.tune_minutes:g}: the other processes wait for less than an hour")
+            raise InputError(
+                f"tune_minutes = {config.tune_minutes:g}: one process measures, and the others wait an hour at most; "
+                "give less than 60"
+            )
         self.notes = group.first(partial(self._same_run, resumed))
         if resume == "auto":
             self.notes.append(f"auto-resume: {'goes on with the run' if resumed else 'no run yet'} in {out}")
